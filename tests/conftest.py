@@ -1,0 +1,30 @@
+"""What the tests share: where given data lies, and the flag that asks for the paper's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reproduce",
+        action="store_true",
+        help="run the paper's table with the real weights, data and GloVe (network, 6 GB of memory)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "reproduce: needs the real model, data and word vectors")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data sets and tiny checkpoints; a test that asks for it skips without."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data here: {SHARED.parent.name}/{SHARED.name} is absent")
+    return SHARED
