@@ -6,6 +6,7 @@
  *     the neighbours, their order or the number of threads. Every reduction has one declared order.
  *   - x, norms, decay, wkv state and pooling are single precision everywhere.
  *   - Verbs queue or run; only finish() promises results. They allocate nothing.
+ *   - After a verb has failed, or a run was stopped inside a pass, the only call that follows is worker_close.
  *   - "in type" is what products read (float32, bfloat16 or half), "out type" what they write and wkv reads.
  *
  * Dimensions: T rows of this pass, S sequences, C embedding = H heads * N head size, F feed-forward, R and D the
@@ -145,8 +146,9 @@ struct backend {
     enum status (*pack)(struct device *dev, enum role role, const struct array *a, struct weight *out, struct error *e);
     void (*unpack)(struct device *dev, struct weight *w); /* frees */
 
-    /* A worker for passes of at most `rows` tokens and `rows` sequences with at most `columns` pooled layers. */
-    enum status (*worker_open)(struct device *dev, int rows, int columns, struct worker **out, struct error *e);
+    /* A worker for passes of at most `rows` tokens in `sequences` pieces, with at most `columns` pooled layers. */
+    enum status (*worker_open)(struct device *dev, int rows, int sequences, int columns, struct worker **out,
+                               struct error *e);
     void (*worker_close)(struct worker *w);
     /* Rows a pass should have when the caller does not say, given what rwkv6.c allocates for each. */
     int (*rows)(struct device *dev, size_t bytes_per_row, size_t bytes_fixed);

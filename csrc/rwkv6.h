@@ -17,13 +17,11 @@ struct tensor_info {
 /* Sizes from names and shapes alone. Refuses, by name, RWKV-4, 5 and 7 and the x060a/b/c variants, and missing blocks. */
 enum status rwkv6_dims(const struct tensor_info *tensors, size_t count, struct dims *out, struct error *e);
 
-/* Whether a model of that many blocks reads the tensor; the others need not be put. */
-bool rwkv6_wants(const char *name, int blocks, bool final_norm);
-
 struct rwkv6;
-/* blocks <= dims->L are loaded; all of them, with final_norm, makes the layer "final" available. */
-enum status rwkv6_open(const struct backend *backend, const struct dims *dims, int blocks, bool final_norm,
+/* blocks <= dims->L are loaded; the layer "final" is to be had when that is all of them. */
+enum status rwkv6_open(const struct backend *backend, const struct dims *dims, int blocks,
                        const struct device_options *options, struct rwkv6 **out, struct error *e);
+bool rwkv6_wants(const struct rwkv6 *m, const char *name); /* the other tensors need not be read */
 enum status rwkv6_put(struct rwkv6 *m, const char *name, const struct array *a, struct error *e);
 enum status rwkv6_seal(struct rwkv6 *m, struct error *e); /* refuses while a tensor is missing, naming it */
 void rwkv6_close(struct rwkv6 *m);                        /* after its sessions */
