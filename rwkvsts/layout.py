@@ -1,0 +1,138 @@
+"""Where a tensor lies in a weight file, and how it is read: what every file format shares.
+
+Assumes a regular file that does not change while it is open. Promises that a tensor costs no more
+memory than the file holds for it, that only its own bytes are read, and that whatever is wrong
+becomes one `CheckpointError` that says what, where, expected, found and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .errors import CheckpointError
+
+# Bytes per element. Those of READABLE can be read; the rest may lie in a file beside them.
+ITEM_BYTES = {
+    "F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+READABLE: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+
+# No RWKV-6 tensor has more than 3 dimensions; 2**48 elements are beyond any machine, and keep
+# products of a hostile shape from growing without bound.
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**48
+
+DAMAGED = "The file is damaged or incomplete: download or copy it again."
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's dtype ("F32", "F16", "BF16" are readable) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A tensor in a file: first element at byte `start`; strides in elements, None if row-major."""
+
+    info: TensorInfo
+    start: int
+    strides: tuple[int, ...] | None = None
+
+    def span(self) -> int:
+        """Elements from the first to the last one in the file, both included."""
+        if 0 in self.info.shape:
+            return 0
+        if self.strides is None:
+            return math.prod(self.info.shape)
+        steps = zip(self.info.shape, self.strides, strict=True)
+        return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
+def refusal(where: str, expected: str, found: str, remedy: str = DAMAGED) -> CheckpointError:
+    """The one form in which a file is refused."""
+    return CheckpointError(f"{where}: expected {expected}, found {found}. {remedy}")
+
+
+def shown(value: object) -> str:
+    """A value from a file, fit for a message: hostile ones may be endless when printed in full."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:77] + "...")
+    if isinstance(value, int) and abs(value) < 2**64:
+        return str(value)
+    return f"a value of type {type(value).__name__}"
+
+
+def checked_sizes(value: object, where: str, what: str) -> tuple[int, ...]:
+    """A list or tuple of sizes or strides from a file as a tuple of integers >= 0."""
+    if not isinstance(value, list | tuple) or len(value) > MAX_DIMENSIONS:
+        raise refusal(where, f"{what} of at most {MAX_DIMENSIONS} numbers", shown(value))
+    for size in value:
+        if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
+            raise refusal(where, f"{what} of integers from 0 to 2**48", shown(size))
+    return tuple(value)
+
+
+def count(shape: tuple[int, ...], where: str) -> int:
+    """Elements of a shape, refused before the product outgrows any possible file."""
+    total = 1
+    for size in shape:
+        total *= size
+        if total > MAX_ELEMENTS:
+            raise refusal(where, "at most 2**48 elements", f"shape {list(shape)}")
+    return total
+
+
+def read_exactly(file: BinaryIO, path: Path, start: int, target: memoryview) -> None:
+    """Fill `target` with the file's bytes from `start` on.
+
+    Plain reads, not a memory map: mapped pages stay in the resident set after their last use.
+    """
+    done = 0
+    try:
+        file.seek(start)
+        while done < len(target):
+            # A raw read may give less than was asked, on Linux never more than 2 GiB at once.
+            got = file.readinto(target[done:])  # type: ignore[attr-defined]
+            if not got:
+                raise refusal(
+                    str(path), f"{len(target)} bytes at offset {start}", f"only {done} bytes"
+                )
+            done += got
+    except OSError as error:
+        raise OSError(error.errno, f"cannot read: {error.strerror}", str(path)) from error
+
+
+def read_tensor(file: BinaryIO, path: Path, name: str, extent: Extent) -> np.ndarray:
+    """One tensor as a fresh row-major array; BF16 comes as uint16, its upper half of a float32.
+
+    Raises CheckpointError for a dtype that is not in READABLE.
+    """
+    info = extent.info
+    if info.dtype not in READABLE:
+        raise refusal(
+            f"{path}: tensor {shown(name)}",
+            "dtype F32, F16 or BF16",
+            info.dtype,
+            "Convert the weights to one of these.",
+        )
+    dtype = READABLE[info.dtype]
+    flat = np.empty(extent.span(), dtype)
+    if flat.size:
+        read_exactly(file, path, extent.start, memoryview(flat).cast("B"))
+    if extent.strides is None or not flat.size:
+        return flat.reshape(info.shape)
+    steps = tuple(stride * dtype.itemsize for stride in extent.strides)
+    return np.array(np.lib.stride_tricks.as_strided(flat, info.shape, steps), order="C")
