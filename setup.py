@@ -1,0 +1,93 @@
+"""Builds the two native parts: rwkvsts._core (C, always) and rwkvsts/_cuda.so (CUDA, where nvcc is).
+
+RWKVSTS_CUDA        auto (default): build the CUDA part if nvcc is found; 0: never; 1: fail without nvcc
+RWKVSTS_CUDA_ARCHS  compute capabilities, default 75,80,86,89,90: machine code for each, PTX for the last
+CUDA_HOME, CUDA_PATH, PATH are searched for nvcc, in this order.
+
+Everything else about the package is in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHS = "75,80,86,89,90"
+
+
+def find_nvcc() -> str | None:
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        home = os.environ.get(variable)
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def nvcc_command(nvcc: str, target: Path) -> list[str]:
+    archs = os.environ.get("RWKVSTS_CUDA_ARCHS", DEFAULT_ARCHS).replace(" ", "").split(",")
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "base.c"]
+    return [
+        *(nvcc, "-O3", "-std=c++17", "-shared", "-cudart=static", "-t0"),
+        *("-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}"),
+        *code,
+        *map(str, sources),
+        *("-ldl", "-o", str(target)),
+    ]
+
+
+class BuildExt(build_ext):
+    """build_ext that also runs nvcc."""
+
+    def run(self) -> None:
+        super().run()
+        wish = os.environ.get("RWKVSTS_CUDA", "auto")
+        if wish not in ("auto", "0", "1"):
+            raise SystemExit(f"RWKVSTS_CUDA is {wish!r}: expected auto, 0 or 1")
+        nvcc = find_nvcc()
+        if wish == "0" or (wish == "auto" and nvcc is None):
+            reason = "RWKVSTS_CUDA=0" if wish == "0" else "no nvcc in CUDA_HOME, CUDA_PATH or PATH"
+            self.announce_cpu_only(reason)
+        elif nvcc is None:
+            raise SystemExit("RWKVSTS_CUDA=1, but there is no nvcc in CUDA_HOME, CUDA_PATH or PATH")
+        else:
+            self.build_cuda(nvcc)
+
+    def announce_cpu_only(self, reason: str) -> None:
+        line = "*" * 78
+        print(f"{line}\nrwkvsts: building WITHOUT CUDA ({reason}): this copy runs on CPUs only\n{line}")
+        print(f"rwkvsts: CPU only ({reason})", file=sys.stderr)
+
+    def build_cuda(self, nvcc: str) -> None:
+        package = ROOT if self.inplace else Path(self.build_lib)
+        target = package / "rwkvsts" / "_cuda.so"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = nvcc_command(nvcc, target)
+        print(" ".join(command))
+        subprocess.run(command, check=True)
+
+
+core = Extension(
+    "rwkvsts._core",
+    sources=[
+        *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.c"))),
+        *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc" / "cpu").glob("*.c"))),
+    ],
+    depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")],
+    include_dirs=["csrc", numpy.get_include()],
+    define_macros=[("_DEFAULT_SOURCE", None), ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION")],
+    extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"],
+    libraries=["m", "dl"],
+    extra_link_args=["-pthread"],
+)
+
+setup(ext_modules=[core], cmdclass={"build_ext": BuildExt})
