@@ -1,0 +1,46 @@
+"""Random RWKV-6 weights of any size, for tests: BlinkDL names, float32, values that exercise every term."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def random_weights(
+    seed: int = 0, *, L: int = 3, C: int = 64, N: int = 64, F: int = 96, R: int = 8, D: int = 12, V: int = 100
+) -> dict[str, np.ndarray]:
+    """Weights of a model whose every term matters: no vector is constant, decays span slow and fast."""
+    rng = np.random.default_rng(seed)
+    H = C // N
+
+    def normal(*shape: int, scale: float = 1.0, about: float = 0.0) -> np.ndarray:
+        return (about + scale * rng.standard_normal(shape)).astype(np.float32)
+
+    w = {"emb.weight": normal(V, C), "head.weight": normal(V, C)}
+    for name in ("blocks.0.ln0", "ln_out"):
+        w[f"{name}.weight"], w[f"{name}.bias"] = normal(C, scale=0.2, about=1), normal(C, scale=0.2)
+    for i in range(L):
+        b = f"blocks.{i}."
+        for name in ("ln1", "ln2", "att.ln_x"):
+            w[f"{b}{name}.weight"] = normal(C, scale=0.2, about=1)
+            w[f"{b}{name}.bias"] = normal(C, scale=0.2)
+        for name in ("att.time_maa_" + j for j in "xwkvrg"):
+            w[b + name] = rng.uniform(0, 1, (1, 1, C)).astype(np.float32)
+        for name in ("ffn.time_maa_k", "ffn.time_maa_r"):
+            w[b + name] = rng.uniform(0, 1, (1, 1, C)).astype(np.float32)
+        w[b + "att.time_maa_w1"] = normal(C, 5 * R, scale=C**-0.5)
+        w[b + "att.time_maa_w2"] = normal(5, R, C, scale=0.3 * R**-0.5)
+        w[b + "att.time_decay"] = rng.uniform(-6, 1, (1, 1, C)).astype(np.float32)
+        w[b + "att.time_decay_w1"] = normal(C, D, scale=C**-0.5)
+        w[b + "att.time_decay_w2"] = normal(D, C, scale=0.5 * D**-0.5)
+        w[b + "att.time_faaaa"] = normal(H, N, scale=0.5)
+        for name in ("receptance", "key", "value", "gate", "output"):
+            w[f"{b}att.{name}.weight"] = normal(C, C, scale=C**-0.5)
+        w[b + "ffn.key.weight"] = normal(F, C, scale=C**-0.5)
+        w[b + "ffn.receptance.weight"] = normal(C, C, scale=C**-0.5)
+        w[b + "ffn.value.weight"] = normal(C, F, scale=F**-0.5)
+    return w
+
+
+def random_ids(seed: int, lengths: list[int], V: int = 100) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, V, n).tolist() for n in lengths]
