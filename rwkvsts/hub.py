@@ -76,10 +76,10 @@ def resolve(
     HubError : the repository, or a file of it, cannot be had
     """
     name = os.fspath(source)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if name and path.is_dir():
         return _from_folder(name, path)
-    if path.exists():
+    if name and path.exists():
         return Source(name, (path,), vocabulary=_vocabulary(path.parent))
     a_path = isinstance(source, os.PathLike) or name.endswith(WEIGHT_SUFFIXES)
     if a_path or not REPO_ID.fullmatch(name):
@@ -137,7 +137,7 @@ def _from_hub(repo: str, place: dict[str, Any], local_files_only: bool) -> Sourc
 
     place : revision, cache_dir, token and endpoint, as huggingface_hub's functions take them
     """
-    # Imported here: it takes longer than all else in this package, and a local file needs none of it.
+    # Imported here: it takes longer than all else in the package, and no local file needs it.
     from huggingface_hub import snapshot_download
 
     unreachable = None if local_files_only else _download(repo, place)
@@ -184,12 +184,15 @@ def _download(repo: str, place: dict[str, Any]) -> Exception | None:
             raise HubError(f"{repo}: {_answer(error, repo, place)}") from error
         return error
     names = [entry.rfilename for entry in listing.siblings or ()]
-    wanted = {_choose(repo, names), _choose_vocabulary(names)} - {None}
+    wanted = [_choose(repo, names)]
+    vocabulary = _choose_vocabulary(names)
+    if vocabulary is not None:
+        wanted.append(vocabulary)
     try:
-        for name in [name for name in wanted if name.endswith(INDEX_SUFFIX)]:
-            index = hf_hub_download(repo, name, **{**place, "revision": listing.sha})
-            wanted.update(shard_names(Path(index)).values())
-        snapshot_download(repo, **place, allow_patterns=sorted(wanted))
+        if wanted[0].endswith(INDEX_SUFFIX):
+            index = hf_hub_download(repo, wanted[0], **{**place, "revision": listing.sha})
+            wanted += set(shard_names(Path(index)).values())
+        snapshot_download(repo, **place, allow_patterns=wanted)
     except CheckpointError:
         raise
     except Exception as error:

@@ -131,7 +131,7 @@ def read_tensor(file: BinaryIO, path: Path, name: str, extent: Extent) -> np.nda
     dtype = READABLE[info.dtype]
     flat = np.empty(extent.span(), dtype)
     if flat.size:
-        read_exactly(file, path, extent.start, memoryview(flat).cast("B"))
+        read_exactly(file, path, extent.start, flat.data.cast("B"))
     if extent.strides is None or not flat.size:
         return flat.reshape(info.shape)
     steps = tuple(stride * dtype.itemsize for stride in extent.strides)
