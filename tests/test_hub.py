@@ -1,0 +1,337 @@
+"""Finding weights: paths, folders, and repositories through the real client and a loopback hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hubserver import Hub, Repo, serve
+from huggingface_hub import constants
+from makecheckpoint import write_safetensors, write_sharded, write_torch
+
+from rwkvsts.checkpoint import open_checkpoint
+from rwkvsts.errors import CheckpointError, HubError
+from rwkvsts.hub import Source, resolve
+
+OLD, NEW = "a" * 40, "b" * 40
+VOCABULARY = "rwkv_vocab_v20230424.txt"
+REPO = "org/tiny"
+ARRAYS = {
+    "emb.weight": np.arange(12, dtype=np.float32).reshape(4, 3),
+    "head.weight": np.ones((4, 3), np.float32),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def values(source: Source) -> dict[str, list[float]]:
+    with open_checkpoint(source) as checkpoint:
+        return {name: checkpoint.read(name).ravel().tolist() for name in checkpoint.tensors}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with one repository: `main` at NEW, its older commit OLD with other values."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "modeling_rwkv6.py").write_text("raise SystemExit('remote code ran')")
+    (folder / VOCABULARY).write_text("1 'a' 1\n")
+    write_torch(folder / "pytorch_model.bin", ARRAYS)
+    new = contents(folder)
+    write_torch(folder / "pytorch_model.bin", {name: -array for name, array in ARRAYS.items()})
+    old = contents(folder)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve({REPO: Repo({OLD: old, NEW: new}, {"main": NEW})}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+class TestPaths:
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "x.pth"])
+    def test_file_and_folder(self, tmp_path: Path, name: str) -> None:
+        write = write_safetensors if name.endswith("safetensors") else write_torch
+        write(tmp_path / name, ARRAYS)
+        (tmp_path / VOCABULARY).write_text("")
+        for given in (tmp_path / name, str(tmp_path / name), tmp_path, str(tmp_path)):
+            source = resolve(given)
+            assert source.files == (tmp_path / name,)
+            assert source.vocabulary == tmp_path / VOCABULARY
+            assert source.name == os.fspath(given)
+            assert source.revision is None
+            assert values(source) == {name: a.ravel().tolist() for name, a in ARRAYS.items()}
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+    def test_shards(self, tmp_path: Path, suffix: str) -> None:
+        index = write_sharded(tmp_path, ARRAYS, suffix)
+        source = resolve(tmp_path)
+        assert source.index == index
+        assert len(source.files) == 2
+        assert values(source) == {name: a.ravel().tolist() for name, a in ARRAYS.items()}
+
+    def test_safetensors_win_over_bin(self, tmp_path: Path) -> None:
+        write_torch(tmp_path / "pytorch_model.bin", ARRAYS)
+        write_torch(tmp_path / "other.pth", ARRAYS)
+        write_safetensors(tmp_path / "model.safetensors", ARRAYS)
+        assert resolve(tmp_path).files == (tmp_path / "model.safetensors",)
+
+    def test_several_models_are_refused_by_name(self, tmp_path: Path) -> None:
+        for name in ("small.pth", "large.pth"):
+            write_torch(tmp_path / name, ARRAYS)
+        with pytest.raises(CheckpointError, match=r"2 weight files: large.pth, small.pth"):
+            resolve(tmp_path)
+
+    def test_folder_without_weights(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no weight file"):
+            resolve(tmp_path)
+
+    @pytest.mark.parametrize(
+        "name", ["", "nowhere", "./a/b", "a/b/c", "/a/b", "~/a", "org/model.pth", "a\\b", "../a"]
+    )
+    def test_missing_path_is_not_looked_up(
+        self, hub: Hub, cache: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(cache.parent)
+        with pytest.raises(FileNotFoundError, match="no such path"):
+            resolve(name, cache_dir=cache)
+        with pytest.raises(FileNotFoundError, match="no such path"):
+            resolve(Path(REPO), cache_dir=cache)
+        assert hub.log == []
+
+    def test_vocabulary_only_if_unambiguous(self, tmp_path: Path) -> None:
+        write_torch(tmp_path / "x.pth", ARRAYS)
+        assert resolve(tmp_path).vocabulary is None
+        (tmp_path / "my_vocab_1.txt").write_text("")
+        assert resolve(tmp_path).vocabulary == tmp_path / "my_vocab_1.txt"
+        (tmp_path / "my_vocab_2.txt").write_text("")
+        assert resolve(tmp_path).vocabulary is None
+        (tmp_path / VOCABULARY).write_text("")
+        assert resolve(tmp_path).vocabulary == tmp_path / VOCABULARY
+
+
+class TestIndex:
+    def damage(self, folder: Path, **changes: str | None) -> None:
+        index = write_sharded(folder, ARRAYS, ".safetensors")
+        content = json.loads(index.read_text())
+        for name, file in changes.items():
+            content["weight_map"][name.replace("_", ".")] = file
+        kept = {name: file for name, file in content["weight_map"].items() if file}
+        index.write_text(json.dumps({"weight_map": kept}))
+
+    def test_missing_shard(self, tmp_path: Path) -> None:
+        self.damage(tmp_path)
+        (tmp_path / "model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="1 missing: model-00002-of-00002.safetensors"):
+            resolve(tmp_path)
+
+    def test_tensor_that_no_shard_holds(self, tmp_path: Path) -> None:
+        self.damage(tmp_path, ln_out_weight="model-00001-of-00002.safetensors")
+        with pytest.raises(CheckpointError, match=r"'ln.out.weight'.*none of the shards"):
+            open_checkpoint(resolve(tmp_path))
+
+    def test_tensor_in_another_shard(self, tmp_path: Path) -> None:
+        self.damage(tmp_path, emb_weight="model-00002-of-00002.safetensors")
+        with pytest.raises(CheckpointError, match=r"'emb.weight': expected it in model-00002"):
+            open_checkpoint(resolve(tmp_path))
+
+    def test_tensor_that_the_index_does_not_name(self, tmp_path: Path) -> None:
+        write_sharded(tmp_path, ARRAYS, ".safetensors")
+        extra = {"emb.weight": ARRAYS["emb.weight"], "extra": ARRAYS["emb.weight"]}
+        write_safetensors(tmp_path / "model-00001-of-00002.safetensors", extra)
+        with pytest.raises(CheckpointError, match="'extra': expected no such tensor"):
+            open_checkpoint(resolve(tmp_path))
+
+    @pytest.mark.parametrize("file", ["../x.bin", "/etc/x.bin", "a\\x.bin", "C:x.bin", "..", ""])
+    def test_shard_outside_the_folder(self, tmp_path: Path, file: str) -> None:
+        index = {"weight_map": {"emb.weight": file}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match="'emb.weight': expected the name of a weight"):
+            resolve(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', "[" * 100_000, "\xff"])
+    def test_not_an_index(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "pytorch_model.bin.index.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(CheckpointError, match=r"index\.json: expected"):
+            resolve(tmp_path)
+
+
+class TestRepository:
+    def test_first_download_then_offline(
+        self,
+        hub: Hub,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("TQDM_POSITION", "-1")  # Progress also without a terminal.
+        online = resolve(REPO, cache_dir=cache)
+        assert "100%" in capsys.readouterr().err
+        assert online.revision == NEW
+        assert online.name == REPO
+        assert online.vocabulary is not None
+        assert online.vocabulary.read_text() == "1 'a' 1\n"
+        assert hub.fetched() == {"pytorch_model.bin", VOCABULARY}
+        assert values(online)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
+        hub.stop()
+        assert resolve(REPO, cache_dir=cache) == online
+        assert resolve(REPO, cache_dir=cache, local_files_only=True) == online
+
+    def test_cached_copy_asks_for_nothing_again(self, hub: Hub, cache: Path) -> None:
+        first = resolve(REPO, cache_dir=cache)
+        hub.log.clear()
+        assert resolve(REPO, cache_dir=cache) == first
+        assert hub.fetched() == set()
+        hub.log.clear()
+        assert resolve(REPO, cache_dir=cache, local_files_only=True) == first
+        assert hub.log == []
+
+    def test_pinned_revision(self, hub: Hub, cache: Path) -> None:
+        hub.repos[REPO].refs["v1"] = OLD
+        for revision in (OLD, "v1"):
+            source = resolve(REPO, revision=revision, cache_dir=cache)
+            assert source.revision == OLD
+            assert values(source)["head.weight"] == [-1.0] * 12
+        hub.stop()
+        assert resolve(REPO, revision="v1", cache_dir=cache).revision == OLD
+        with pytest.raises(HubError, match="revision 'main' is not wholly in the cache"):
+            resolve(REPO, cache_dir=cache)
+
+    def test_branch_that_moved(self, hub: Hub, cache: Path) -> None:
+        hub.repos[REPO].refs["main"] = OLD
+        assert resolve(REPO, cache_dir=cache).revision == OLD
+        hub.repos[REPO].refs["main"] = NEW
+        assert resolve(REPO, cache_dir=cache).revision == NEW
+        hub.stop()
+        assert resolve(REPO, cache_dir=cache).revision == NEW
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+    def test_shards(self, hub: Hub, cache: Path, tmp_path: Path, suffix: str) -> None:
+        folder = tmp_path / "sharded"
+        folder.mkdir()
+        index = write_sharded(folder, ARRAYS, suffix)
+        (folder / "training_args.bin").write_text("not weights")
+        hub.repos["org/sharded"] = Repo({NEW: contents(folder)}, {"main": NEW})
+        source = resolve("org/sharded", cache_dir=cache)
+        assert hub.fetched() == {index.name, *(file.name for file in source.files)}
+        assert values(source) == {name: a.ravel().tolist() for name, a in ARRAYS.items()}
+        assert source.vocabulary is None
+        hub.stop()
+        assert resolve("org/sharded", cache_dir=cache) == source
+        source.files[1].unlink()
+        with pytest.raises(HubError, match=f"missing: {source.files[1].name}"):
+            resolve("org/sharded", cache_dir=cache)
+
+    def test_single_pth(self, hub: Hub, cache: Path) -> None:
+        files = hub.repos[REPO].commits[NEW]
+        files["RWKV-x060.pth"] = files.pop("pytorch_model.bin")
+        assert resolve(REPO, cache_dir=cache).files[0].name == "RWKV-x060.pth"
+        hub.stop()
+        assert resolve(REPO, cache_dir=cache).files[0].name == "RWKV-x060.pth"
+
+
+class TestRefusals:
+    def test_unknown_repository(self, hub: Hub, cache: Path) -> None:
+        for token in (None, "some-token"):  # 401 and 404.
+            with pytest.raises(HubError, match="org/none: no such repository, or a private one"):
+                resolve("org/none", cache_dir=cache, token=token)
+
+    def test_private_repository(self, hub: Hub, cache: Path) -> None:
+        hub.repos[REPO].token = "secret"
+        for token in (None, "wrong"):
+            with pytest.raises(HubError, match="pass token="):
+                resolve(REPO, cache_dir=cache, token=token)
+        assert resolve(REPO, cache_dir=cache, token="secret").revision == NEW
+
+    def test_gated_repository(self, hub: Hub, cache: Path) -> None:
+        hub.repos[REPO].gated = True
+        with pytest.raises(HubError, match=f"gated: accept its terms on {hub.endpoint}/{REPO}"):
+            resolve(REPO, cache_dir=cache)
+
+    def test_unknown_revision(self, hub: Hub, cache: Path) -> None:
+        with pytest.raises(HubError, match="no revision 'v9': give a branch"):
+            resolve(REPO, revision="v9", cache_dir=cache)
+
+    def test_repository_without_weights(self, hub: Hub, cache: Path) -> None:
+        del hub.repos[REPO].commits[NEW]["pytorch_model.bin"]
+        with pytest.raises(CheckpointError, match=f"{REPO}: expected .* found no weight file"):
+            resolve(REPO, cache_dir=cache)
+        assert hub.fetched() == set()
+
+    def test_repository_of_several_models(self, hub: Hub, cache: Path) -> None:
+        files = hub.repos[REPO].commits[NEW]
+        files["a.pth"] = files["b.pth"] = files.pop("pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="2 weight files: a.pth, b.pth"):
+            resolve(REPO, cache_dir=cache)
+        assert hub.fetched() == set()
+
+    def test_no_network_and_no_cache(self, hub: Hub, cache: Path) -> None:
+        hub.stop()
+        with pytest.raises(HubError, match="the hub cannot be reached .* check the network"):
+            resolve(REPO, cache_dir=cache)
+        with pytest.raises(HubError, match="run once without local_files_only"):
+            resolve(REPO, cache_dir=cache, local_files_only=True)
+
+    def test_hub_that_is_down(self, hub: Hub, cache: Path) -> None:
+        hub.down = True
+        with pytest.raises(HubError, match="cannot be reached"):
+            resolve(REPO, cache_dir=cache)
+        hub.down = False
+        online = resolve(REPO, cache_dir=cache)
+        hub.down = True
+        assert resolve(REPO, cache_dir=cache) == online
+
+    def test_name_that_cannot_be_a_repository(self, hub: Hub, cache: Path) -> None:
+        with pytest.raises(HubError, match="not a repository's name"):
+            resolve("org/a--b", cache_dir=cache)
+
+
+class TestBrokenTransfer:
+    def test_resumes_by_itself(
+        self, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 256)
+        hub.cut["pytorch_model.bin"] = 512
+        source = resolve(REPO, cache_dir=cache)
+        assert values(source)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
+        assert ("GET", f"/{REPO}/resolve/{NEW}/pytorch_model.bin", "bytes=512-") in hub.log
+
+    def test_next_call_completes_it(self, hub: Hub, cache: Path) -> None:
+        hub.cut["pytorch_model.bin"] = 500
+        hub.down_after_cut = True
+        with pytest.raises(HubError, match=r"broke off .* run it again"):
+            resolve(REPO, cache_dir=cache)
+        with pytest.raises(HubError, match="not wholly in the cache"):
+            resolve(REPO, cache_dir=cache)
+        hub.down = hub.down_after_cut = False
+        source = resolve(REPO, cache_dir=cache)
+        assert values(source)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
+
+    def test_complete_files_are_kept(self, hub: Hub, cache: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "sharded"
+        folder.mkdir()
+        first, second = write_sharded(folder, ARRAYS, ".bin"), "pytorch_model-00002-of-00002.bin"
+        hub.repos["org/sharded"] = Repo({NEW: contents(folder)}, {"main": NEW})
+        hub.cut[second] = 100
+        hub.down_after_cut = True
+        with pytest.raises(HubError, match="broke off"):
+            resolve("org/sharded", cache_dir=cache)
+        hub.down = hub.down_after_cut = False
+        hub.log.clear()
+        assert len(resolve("org/sharded", cache_dir=cache).files) == 2
+        assert first.name not in hub.fetched()
+        assert second in hub.fetched()
