@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -446,7 +447,6 @@ def _download(
             + ("" if spec.hub_files else ", or take 'sick-2014', split 'all'")
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     file = spec.hub_files[part]
     try:
@@ -458,11 +458,13 @@ def _download(
                 revision=revision,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
+                # Read on every call: the library reads its variable once, when it is imported.
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
             )
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # which ones a lost connection raises depends on the HTTP client
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HubError(
-            f"{file} of the data set {spec.repo} could not be had from the hub "
-            f"({str(error).strip().splitlines()[0]}); check the network, or give a local folder "
-            "(data=..., --data)"
+            f"{file} of the data set {spec.repo} could not be had from the hub ({reason}); check "
+            "the network, or give a local folder (data=..., --data)"
         ) from error

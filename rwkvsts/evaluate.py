@@ -45,8 +45,8 @@ def cosine(a: ArrayLike, b: ArrayLike) -> Scores:
         row = int(np.flatnonzero(~np.isfinite(norm))[0])
         raise ValueError(f"row {row} is not finite: the embeddings hold NaN or infinity")
     dot = np.einsum("sc,sc->s", a64, b64)
-    ratio: Scores = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > 0)
-    return ratio.round(12)
+    ratio: Scores = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > 0).round(12)
+    return ratio
 
 
 def spearman(score: ArrayLike, label: ArrayLike, resamples: int = 1000, seed: int = 0) -> Interval:
@@ -202,29 +202,38 @@ def gpu_process_bytes() -> int | None:
 
     None without nvidia-ml-py, without a GPU, or where NVML sees other process ids than ours.
     """
+
+    def used(nvml: Any, device: Any) -> list[int]:
+        return [
+            process.usedGpuMemory
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)
+            if process.pid == os.getpid() and process.usedGpuMemory is not None
+        ]
+
+    sizes = [size for found in _ask_nvml(used) for size in found]
+    return sum(sizes) if sizes else None
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that NVML sees; empty without nvidia-ml-py or a driver."""
+    names = _ask_nvml(lambda nvml, device: nvml.nvmlDeviceGetName(device))
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _ask_nvml(question: Callable[[Any, Any], Any]) -> list[Any]:
+    """The answer for each GPU; empty where NVML cannot be asked."""
     try:
         import pynvml as nvml
     except ImportError:
-        return None
+        return []
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return None
+        return []
     try:
-        return _nvml_bytes(nvml)
+        count = nvml.nvmlDeviceGetCount()
+        return [question(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
     except nvml.NVMLError:
-        return None
+        return []
     finally:
         nvml.nvmlShutdown()
-
-
-def _nvml_bytes(nvml: Any) -> int | None:
-    used = [
-        process.usedGpuMemory
-        for index in range(nvml.nvmlDeviceGetCount())
-        for process in nvml.nvmlDeviceGetComputeRunningProcesses(
-            nvml.nvmlDeviceGetHandleByIndex(index)
-        )
-        if process.pid == os.getpid() and process.usedGpuMemory is not None
-    ]
-    return sum(used) if used else None
