@@ -1,8 +1,8 @@
-"""Builds the two native parts: rwkvsts._core (C, always) and rwkvsts/_cuda.so (CUDA, where nvcc is).
+"""Builds the two native parts: rwkvsts._core (C, always), rwkvsts/_cuda.so (CUDA, where nvcc is).
 
-RWKVSTS_CUDA        auto (default): build the CUDA part if nvcc is found; 0: never; 1: fail without nvcc
-RWKVSTS_CUDA_ARCHS  compute capabilities, default 75,80,86,89,90: machine code for each, PTX for the last
-CUDA_HOME, CUDA_PATH, PATH are searched for nvcc, in this order.
+RWKVSTS_CUDA        auto (default): build the CUDA part if nvcc is found; 0: never; 1: insist
+RWKVSTS_CUDA_ARCHS  default 75,80,86,89,90: machine code for each, PTX for the last
+CUDA_HOME, CUDA_PATH and PATH are searched for nvcc, in this order.
 
 Everything else about the package is in pyproject.toml.
 """
@@ -64,8 +64,8 @@ class BuildExt(build_ext):
 
     def announce_cpu_only(self, reason: str) -> None:
         line = "*" * 78
-        print(f"{line}\nrwkvsts: building WITHOUT CUDA ({reason}): this copy runs on CPUs only\n{line}")
-        print(f"rwkvsts: CPU only ({reason})", file=sys.stderr)
+        text = f"rwkvsts: building WITHOUT CUDA ({reason}): this copy runs on CPUs only"
+        print(line, text, line, sep="\n", file=sys.stderr)
 
     def build_cuda(self, nvcc: str) -> None:
         package = ROOT if self.inplace else Path(self.build_lib)

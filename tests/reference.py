@@ -1,8 +1,8 @@
 """RWKV-6 in float64 NumPy: the executable specification that the core is tested against.
 
-Written from the equations of the official code (BlinkDL/RWKV-LM, RWKV-v6) and for reading, not for speed: one sequence,
-one token at a time where the recurrence is. Weights are a dict of arrays under the names of the official .pth files.
-T tokens, C embedding, H heads, N head size, R and D ranks of the low-rank terms, L blocks.
+Written from the equations of the official code (BlinkDL/RWKV-LM, RWKV-v6), for reading and not for
+speed: one sequence, one token at a time where the recurrence is. Weights are a dict of arrays under
+the names of the official .pth files. T tokens, C embedding, H heads, N head size, L blocks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def time_mix(
     d = shifted(a, att_x) - a
     z = np.tanh((a + d * w["att.time_maa_x"].ravel()) @ w["att.time_maa_w1"])
     low = np.einsum("tjr,jrc->jtc", z.reshape(T, 5, -1), w["att.time_maa_w2"])
-    mixed = [a + d * (w[f"att.time_maa_{j}"].ravel() + m) for j, m in zip("wkvrg", low, strict=True)]
+    mixed = [
+        a + d * (w[f"att.time_maa_{j}"].ravel() + m) for j, m in zip("wkvrg", low, strict=True)
+    ]
     mixed_w, mixed_k, mixed_v, mixed_r, mixed_g = mixed
     r = (mixed_r @ w["att.receptance.weight"].T).reshape(T, H, N)
     k = (mixed_k @ w["att.key.weight"].T).reshape(T, H, N)
@@ -92,7 +94,7 @@ def fresh_state(weights: Weights) -> State:
 def forward(
     weights: Weights, ids: list[int], state: State | None = None
 ) -> tuple[np.ndarray, State]:
-    """Token ids to the residual stream after each block and after ln_out [L+1, T, C], and the state after."""
+    """Token ids to the stream after each block and after ln_out [L+1, T, C], and the state."""
     w = {name: np.asarray(a, np.float64) for name, a in weights.items()}
     before = state or fresh_state(weights)
     after = State(*(np.array(a, np.float64) for a in before))

@@ -1,4 +1,4 @@
-"""Random RWKV-6 weights of any size, for tests: BlinkDL names, float32, values that exercise every term."""
+"""Random RWKV-6 weights of any size: BlinkDL names, float32, values that exercise every term."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import numpy as np
 
 
 def random_weights(
-    seed: int = 0, *, L: int = 3, C: int = 64, N: int = 64, F: int = 96, R: int = 8, D: int = 12, V: int = 100
+    seed: int = 0,
+    *,
+    L: int = 3,
+    C: int = 64,
+    N: int = 64,
+    F: int = 96,
+    R: int = 8,
+    D: int = 12,
+    V: int = 100,
 ) -> dict[str, np.ndarray]:
-    """Weights of a model whose every term matters: no vector is constant, decays span slow and fast."""
+    """Weights whose every term matters: no vector is constant, decays are slow and fast."""
     rng = np.random.default_rng(seed)
     H = C // N
 

@@ -1,0 +1,19 @@
+"""RWKV-6 sentence embeddings: pooled hidden states of any set of layers in one pass.
+
+>>> import rwkvsts
+>>> m = rwkvsts.RWKV6.from_pretrained("demo")
+>>> m.encode(["A first sentence.", "And a second."], layers=[1, 3, 5]).shape
+(2, 3, 192)
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .errors import CheckpointError, DataError, DeviceError, HubError
+from .model import RWKV6, Config, State
+
+__all__ = ["RWKV6", "CheckpointError", "Config", "DataError", "DeviceError", "HubError", "State"]
+
+try:
+    __version__ = version("rwkvsts")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "unknown"

@@ -1,0 +1,46 @@
+"""The C core; see csrc/module.c."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def cpu_features() -> dict[str, bool]: ...
+
+class Tokenizer:
+    def __new__(cls, ids: NDArray[np.int32], blob: bytes, offsets: NDArray[np.int64]) -> Tokenizer: ...
+    def encode(self, text: bytes) -> list[int]: ...
+    def encode_many(self, texts: Sequence[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+    def decode(self, ids: Sequence[int]) -> bytes: ...
+
+class Model:
+    config: dict[str, int]
+    device: str
+    def __new__(
+        cls,
+        tensors: Sequence[tuple[str, tuple[int, ...]]],
+        blocks: int = 0,
+        dtype: str = "float32",
+        threads: int = 1,
+        isa: str | None = None,
+        cuda: bool = False,
+        library: str | None = None,
+        budget: int = 0,
+    ) -> Model: ...
+    def wants(self, name: str) -> bool: ...
+    def put(self, name: str, array: NDArray[Any], dtype: str) -> None: ...
+    def seal(self) -> None: ...
+    def memory(self) -> dict[str, int]: ...
+    def run(
+        self,
+        ids: NDArray[np.int32],
+        start: NDArray[np.int64],
+        layers: NDArray[np.int32],
+        pooling: int,
+        out: NDArray[np.float32] | None,
+        first: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None,
+        last: bool,
+        rows: int,
+        progress: Callable[[int], object] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None: ...

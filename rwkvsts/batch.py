@@ -1,0 +1,125 @@
+"""Texts and id lists on their way to the core: checked, tokenised ahead of the device, counted.
+
+Assumes nothing about the items. Promises packed ids without an empty sequence, or one exception
+that names the item by its place in the caller's list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .tokenizer import Tokenizer
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
+Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
+
+SLICE = 8192  # items prepared at a time, while the core runs the slice before them
+QUIET = 20_000  # tokens: what takes but a moment shows no bar
+
+
+def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Prepare:
+    """Texts to ids: each cut to max_length tokens, then followed by the suffix's."""
+    _check_length(max_length)
+    ending = np.array(tokenizer.encode(suffix) if suffix else [], np.int32)
+
+    def prepare(texts: Sequence[Any], first: int) -> Batch:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{first + i}] is {type(text).__name__}: expected str")
+        ids, start = tokenizer.encode_many(texts)
+        if max_length is None and not len(ending):
+            return _not_empty(ids, start, "texts", first)
+        pieces = [np.append(ids[a:b][:max_length], ending) for a, b in pairwise(start)]
+        return _pack(pieces, "texts", first)
+
+    return prepare
+
+
+def from_ids(max_length: int | None = None) -> Prepare:
+    """Lists of token ids, each cut to max_length."""
+    _check_length(max_length)
+
+    def prepare(lists: Sequence[Any], first: int) -> Batch:
+        pieces = []
+        for i, ids in enumerate(lists):
+            piece = np.asarray(ids)
+            if piece.ndim != 1 or (piece.size and piece.dtype.kind not in "iu"):
+                raise TypeError(f"ids[{first + i}]: expected a list of integers")
+            if piece.size and (piece.min() < 0 or piece.max() >= 2**31):
+                found = f"{piece.min()} .. {piece.max()}"
+                raise ValueError(f"ids[{first + i}] holds {found}: expected token ids")
+            pieces.append(piece[:max_length])
+        return _pack(pieces, "ids", first)
+
+    return prepare
+
+
+def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]:
+    """Slices of the items, prepared, each while the caller works on the one before."""
+    if len(items) <= SLICE:
+        yield 0, prepare(items, 0)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(prepare, items[:SLICE], 0)
+        for first in range(0, len(items), SLICE):
+            batch, after = pending.result(), first + SLICE
+            if after < len(items):
+                pending = thread.submit(prepare, items[after : after + SLICE], after)
+            yield first, batch
+
+
+class Bar:
+    """A call's progress in texts; silent unless asked for, or where it takes long on a terminal.
+
+    total : texts of the call
+    show : True, False, or None to decide by the work and the terminal
+    """
+
+    def __init__(self, total: int, show: bool | None) -> None:
+        self._total, self._show, self._first = total, show, 0
+        self._bar: tqdm[Any] | None = None
+
+    def expect(self, first: int, tokens: int) -> None:
+        """The slice that begins with text `first` comes next."""
+        self._first = first
+        if self._bar is None and (self._show or (self._show is None and tokens > QUIET)):
+            quiet = False if self._show else None  # None: tqdm asks whether stderr is a terminal
+            self._bar = tqdm(total=self._total, unit=" texts", disable=quiet)
+
+    def update(self, done: int) -> None:
+        """So many texts of the slice are done."""
+        if self._bar is not None:
+            self._bar.update(self._first + done - self._bar.n)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _check_length(max_length: int | None) -> None:
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length}: expected at least 1")
+
+
+def _pack(pieces: list[NDArray[Any]], name: str, first: int) -> Batch:
+    start = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=start[1:])
+    return _not_empty(np.concatenate(pieces).astype(np.int32, copy=False), start, name, first)
+
+
+def _not_empty(ids: NDArray[np.int32], start: NDArray[np.int64], name: str, first: int) -> Batch:
+    empty = np.flatnonzero(np.diff(start) == 0)
+    if len(empty):
+        where = f"{name}[{first + empty[0]}]"
+        raise ValueError(f"{where} is empty: it has no token to pool. Leave it out.")
+    return ids, start
