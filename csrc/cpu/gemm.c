@@ -1,0 +1,177 @@
+/* Packing and the blocked product; see gemm.h and the layouts in kernels.h. */
+#include "gemm.h"
+
+#include <string.h>
+
+static int round_up(int n, int step) {
+    return (n + step - 1) / step * step;
+}
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------------------ */
+
+/* Outputs first .. first + PANEL of group g as rows [PANEL][k_padded] of the packed type; what is absent stays zero. */
+static void gather_panel(const struct array *a, enum role role, const struct packed *p, int g, int first, float *line,
+                         void *rows) {
+    size_t bytes = dtype_bytes(p->dtype), stride = (size_t)p->k_padded;
+    int n = least(PANEL, p->n - first);
+    memset(rows, 0, PANEL * stride * bytes);
+    if (role == LINEAR && a->dtype == p->dtype) {
+        const char *from = (const char *)a->data + (size_t)first * (size_t)p->k * bytes;
+        for (int j = 0; j < n; j++)
+            memcpy((char *)rows + (size_t)j * stride * bytes, from + (size_t)j * (size_t)p->k * bytes,
+                   (size_t)p->k * bytes);
+        return;
+    }
+    /* Lines of the source: one output's inputs where role is LINEAR, one input's outputs elsewhere. */
+    int lines = role == LINEAR ? n : p->k, length = role == LINEAR ? p->k : n;
+    for (int l = 0; l < lines; l++) {
+        size_t at = role == LINEAR ? (size_t)(first + l) * (size_t)p->k
+                                   : ((size_t)g * (size_t)p->k + (size_t)l) * (size_t)p->n + (size_t)first;
+        array_to_float(a, at, (size_t)length, line);
+        for (int i = 0; i < length; i++) {
+            size_t to = role == LINEAR ? (size_t)l * stride + (size_t)i : (size_t)i * stride + (size_t)l;
+            if (p->dtype == F32) ((float *)rows)[to] = line[i];
+            else ((uint16_t *)rows)[to] = float_to_bfloat16(line[i]);
+        }
+    }
+}
+
+/* rows [PANEL][words] -> panel [words][PANEL]; a word is a float or a pair of bfloat16. Sixteen words are a line. */
+static void transpose_panel(const uint32_t *rows, size_t words, uint32_t *panel) {
+    for (size_t first = 0; first < words; first += 16) {
+        size_t last = first + 16 < words ? first + 16 : words;
+        for (size_t j = 0; j < PANEL; j++)
+            for (size_t i = first; i < last; i++) panel[i * PANEL + j] = rows[j * words + i];
+    }
+}
+
+enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, enum role role, const struct array *a,
+                             struct meter *meter, struct weight *out, struct error *e) {
+    int64_t last = a->shape[a->ndim - 1], before = a->shape[a->ndim - 2];
+    struct packed head = {.dtype = in == BF16 || a->dtype == BF16 ? BF16 : F32,
+                          .g = role == LORA_UP && a->ndim == 3 ? (int)a->shape[0] : 1,
+                          .n = (int)(role == LINEAR ? before : last),
+                          .k = (int)(role == LINEAR ? last : before)};
+    head.k_padded = round_up(head.k, product->k_step);
+    head.panels = round_up(head.n, PANEL) / PANEL;
+    head.panel_bytes = (size_t)head.k_padded * PANEL * dtype_bytes(head.dtype);
+    size_t bytes = sizeof head + (size_t)head.g * (size_t)head.panels * head.panel_bytes;
+    size_t line_floats = (size_t)(head.k > PANEL ? head.k : PANEL);
+    struct packed *p = memory_new(meter, bytes);
+    float *line = memory_new(NULL, line_floats * sizeof *line);
+    uint32_t *rows = memory_new(NULL, head.panel_bytes);
+    enum status status = OK;
+    if (!p || !line || !rows) {
+        memory_free(meter, p, bytes);
+        status = fail(e, NO_MEMORY, "no memory to pack a weight of %zu bytes", bytes);
+        goto done;
+    }
+    *p = head;
+    for (int g = 0; g < p->g; g++)
+        for (int panel = 0; panel < p->panels; panel++) {
+            gather_panel(a, role, p, g, panel * PANEL, line, rows);
+            transpose_panel(rows, p->panel_bytes / PANEL / sizeof *rows,
+                            (uint32_t *)(void *)(p->data + (size_t)(g * p->panels + panel) * p->panel_bytes));
+        }
+    *out = (struct weight){.data = p, .bytes = bytes, .role = role, .g = p->g, .n = p->n, .k = p->k};
+done:
+    memory_free(NULL, line, line_floats * sizeof *line);
+    memory_free(NULL, rows, head.panel_bytes);
+    return status;
+}
+
+/* ---- inputs ------------------------------------------------------------------------------------------------- */
+
+static size_t input_element(const struct tile_product *product) {
+    return product->layout == PACKED_F32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+size_t gemm_input_bytes(const struct tile_product *product, int rows, int k) {
+    return (size_t)round_up(rows, product->tile_rows) * (size_t)round_up(k, product->k_step) *
+           input_element(product);
+}
+
+static void pack_row_f32(const void *in, bool bf16, int k, size_t tile_rows, float *out) {
+    if (bf16) {
+        const uint16_t *h = in;
+        for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = bfloat16_to_float(h[i]);
+    } else {
+        const float *f = in;
+        for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = f[i];
+    }
+}
+
+static void pack_row_pairs(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
+    int i = 0;
+    for (; i + 2 <= k; i += 2) memcpy(out + (size_t)i * tile_rows, in + i, 4);
+    if (i < k) out[(size_t)i * tile_rows] = in[i];
+}
+
+static void pack_row_tiles(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
+    int i = 0;
+    for (; i + 32 <= k; i += 32) memcpy(out + (size_t)i * tile_rows, in + i, 64);
+    memcpy(out + (size_t)i * tile_rows, in + i, 2 * (size_t)(k - i));
+}
+
+void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
+                     void *out) {
+    size_t tile_rows = (size_t)product->tile_rows, k_padded = (size_t)round_up(k, product->k_step);
+    size_t tile_bytes = tile_rows * k_padded * input_element(product), in_bytes = bf16 ? 2 : 4;
+    if ((size_t)k != k_padded || rows % product->tile_rows) memset(out, 0, gemm_input_bytes(product, rows, k));
+    for (int row = 0; row < rows; row++) {
+        char *tile = (char *)out + (size_t)(row / product->tile_rows) * tile_bytes;
+        size_t i = (size_t)(row % product->tile_rows);
+        const void *from = (const char *)in + (size_t)row * stride * in_bytes;
+        switch (product->layout) {
+        case PACKED_F32: pack_row_f32(from, bf16, k, tile_rows, (float *)(void *)tile + i); break;
+        case PACKED_PAIRS: pack_row_pairs(from, k, tile_rows, (uint16_t *)(void *)tile + 2 * i); break;
+        case PACKED_TILES: pack_row_tiles(from, k, tile_rows, (uint16_t *)(void *)tile + 32 * i); break;
+        }
+    }
+}
+
+/* ---- product ------------------------------------------------------------------------------------------------ */
+
+size_t gemm_sums_bytes(const struct tile_product *product, int rows) {
+    return (size_t)round_up(rows, product->tile_rows) * PANEL * PANEL_BLOCK * sizeof(float);
+}
+
+/* K in blocks of K_BLOCK, so that a block of inputs stays in the second-level cache and a panel's block in the first;
+ * sums wait in `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. */
+static void gemm_panels(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                        const struct finish *finish, float *sums) {
+    const struct packed *w = part->weight;
+    size_t tile_rows = (size_t)product->tile_rows, element = input_element(product);
+    int tiles = round_up(part->rows, product->tile_rows) / product->tile_rows;
+    tile_kernel *run = product->run[w->dtype == BF16];
+    for (int k = 0; k < w->k_padded; k += K_BLOCK) {
+        int step = least(K_BLOCK, w->k_padded - k);
+        for (int j = 0; j < part->panels; j++) {
+            int panel = part->panel + j, column = panel * PANEL;
+            const unsigned char *weights = w->data + (size_t)(part->g * w->panels + panel) * w->panel_bytes +
+                                           (size_t)k * PANEL * dtype_bytes(w->dtype);
+            for (int i = 0; i < tiles; i++) {
+                int first = i * product->tile_rows, m = least(product->tile_rows, part->rows - first);
+                float *c = sums + (size_t)(j * tiles + i) * tile_rows * PANEL;
+                const char *in = (const char *)part->in + ((size_t)i * (size_t)w->k_padded + (size_t)k) * tile_rows * element;
+                run(m, step, in, weights, c, k == 0);
+                if (k + step == w->k_padded)
+                    apply(finish, m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, c);
+            }
+        }
+    }
+}
+
+void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                const struct finish *finish, float *sums) {
+    for (int j = 0; j < part->panels; j += PANEL_BLOCK) {
+        struct gemm_part few = *part;
+        few.panel += j;
+        few.panels = least(PANEL_BLOCK, part->panels - j);
+        gemm_panels(product, apply, &few, finish, sums);
+    }
+}

@@ -1,0 +1,49 @@
+/* Packing of weights and inputs, and the product of a block of rows with a range of panels. Single-threaded: who splits
+ * the work calls gemm_block for each part, and no part ever shares a sum with another. */
+#ifndef RWKVSTS_CPU_GEMM_H
+#define RWKVSTS_CPU_GEMM_H
+
+#include "kernels.h"
+
+/* The head of a packed weight that enters products; rows of a TABLE keep the dtype they came in. */
+struct packed {
+    enum dtype dtype;
+    int g, n, k;           /* groups, outputs, inputs */
+    int k_padded, panels;  /* a group's */
+    size_t panel_bytes;
+    _Alignas(64) unsigned char data[];
+};
+
+enum { ROW_BLOCK = 256, PANEL_BLOCK = 8, K_BLOCK = 512 };
+
+/* Packs a LINEAR, LORA_DOWN or LORA_UP array for a device whose products read `in` type. bfloat16 weights stay bfloat16
+ * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */
+enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, enum role role, const struct array *a,
+                             struct meter *meter, struct weight *out, struct error *e);
+
+static inline const struct packed *packed_of(const struct weight *w) {
+    return w->data;
+}
+
+/* Bytes of `rows` rows of k inputs once packed. */
+size_t gemm_input_bytes(const struct tile_product *product, int rows, int k);
+
+/* Packs rows of k elements of in type, `stride` elements apart. */
+void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
+                     void *out);
+
+/* Scratch of gemm_block for that many rows. */
+size_t gemm_sums_bytes(const struct tile_product *product, int rows);
+
+/* Panels panel .. panel + panels of group g, for rows packed in `in`, which are rows row .. row + rows of the output. */
+struct gemm_part {
+    const struct packed *weight;
+    int g, panel, panels;
+    const void *in;
+    int rows;
+    size_t row;
+};
+void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                const struct finish *finish, float *sums);
+
+#endif

@@ -1,0 +1,87 @@
+/* The table of row kernels that an instruction set fills in, and the layouts that packing and kernels agree on.
+ *
+ * Every kernel works on rows or tiles of one sequence, is single-threaded and allocates nothing. A kernel's result for an
+ * element depends on that element's inputs alone: tails run through the same vector code as the rest.
+ *
+ * Packed weights: panels of PANEL outputs, the last one filled up with zeros, K rounded up to k_step with zeros.
+ *   F32   panel [K][PANEL]          float
+ *   BF16  panel [K/2][PANEL][2]     pairs of neighbouring k, what VDPBF16PS and TDPBF16PS read
+ * Packed inputs: tiles of tile_rows rows, absent rows filled up with zeros.
+ *   PACKED_F32    tile [K][rows]        float
+ *   PACKED_PAIRS  tile [K/2][rows][2]   bfloat16
+ *   PACKED_TILES  tile [K/32][rows][32] bfloat16, AMX tile registers of 16 rows one after the other */
+#ifndef RWKVSTS_CPU_KERNELS_H
+#define RWKVSTS_CPU_KERNELS_H
+
+#include "../backend.h"
+
+enum { PANEL = 32, MAX_TILE_ROWS = 32 };
+
+enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
+
+/* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k. */
+typedef void tile_kernel(int m, int k, const void *a, const void *w, float *c, bool first);
+
+struct tile_product {
+    enum input_layout layout;
+    int tile_rows, k_step;
+    tile_kernel *run[2]; /* by weights: F32, BF16; NULL where weights are never packed so */
+};
+
+/* What happens to a tile of y while it is in the first-level cache. The first six are the verbs' own. */
+enum finish_kind { FINISH_TANH = GATE_ADD + 1, FINISH_LERP, FINISH_DECAY };
+
+struct finish {
+    int kind; /* enum epilogue or enum finish_kind */
+    bool bf16; /* whether in type is bfloat16 */
+    void *out;
+    size_t stride;      /* elements between rows of out and gate */
+    const float *gate;  /* GATE_ADD */
+    const float *a, *d; /* LERP: out = a + d (vector + y), rows as in out */
+    const float *vector; /* LERP: maa; DECAY: time_decay */
+};
+
+/* Rows row .. row+m of columns column .. column+n of out, from a tile [m][PANEL]. */
+typedef void finish_kernel(const struct finish *f, int m, int n, size_t row, size_t column, const float *tile);
+
+/* One head of one piece of a sequence: T rows. Pointers are at the head's first column of the piece's first row. */
+struct wkv_head {
+    int T, N;
+    size_t stride; /* C */
+    const float *r, *k, *v, *g, *decay;
+    const float *u, *weight, *bias; /* [N] */
+    float *state;                   /* [N (key)][wkv_padded(N) (value)], read and left */
+    bool bf16;
+    void *out; /* [T, stride] in type */
+};
+
+struct row_kernels {
+    void (*layer_norm)(int n, const float *x, const float *weight, const float *bias, float *out);
+    /* d = previous - a; mixed = a + d * maa in type */
+    void (*difference)(int n, const float *previous, const float *a, float *d);
+    void (*lerp)(int n, const float *a, const float *d, const float *maa, bool bf16, void *mixed);
+    finish_kernel *finish;
+    void (*wkv)(const struct wkv_head *h);
+    void (*add_scaled)(int n, float scale, const float *x, float *sum); /* sum += scale * x */
+    void (*maximum)(int n, const float *x, float *most);
+};
+
+enum { MAX_HEAD = 1024, WKV_ALIGN = 16 };
+static inline int wkv_padded(int N) {
+    return (N + WKV_ALIGN - 1) / WKV_ALIGN * WKV_ALIGN;
+}
+
+/* Each instruction set overwrites what it does better, from the portable table upward. */
+struct kernels {
+    struct row_kernels rows;
+    struct tile_product f32, bf16; /* by in type */
+};
+void kernels_portable(struct kernels *k);
+#if defined(__x86_64__)
+void kernels_avx2(struct kernels *k);
+void kernels_avx512(struct kernels *k);
+void kernels_avx512bf16(struct kernels *k);
+void kernels_amx(struct kernels *k);
+#endif
+
+#endif

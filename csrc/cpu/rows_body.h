@@ -1,0 +1,97 @@
+/* Row kernels, written once on vector.h: norms, token shift, epilogues, pooling. See kernels.h. */
+
+#define VECTORS(i, n) for (int i = 0; i < (n); i += LANES)
+
+/* Mean and 1/sqrt(variance + eps), biased, in two passes: the sum of squares would cancel. Four chains of sums hide the
+ * latency of the addition; which element goes to which depends on n alone. */
+VECTOR_FN float row_scale(int n, const float *x, float eps, float *mean) {
+    vec s[4] = {{0}, {0}, {0}, {0}};
+    int chain = 0;
+    VECTORS(i, n) s[chain++ & 3] += load_some(x + i, n - i);
+    float m = sum_lanes((s[0] + s[1]) + (s[2] + s[3])) / (float)n;
+    memset(s, 0, sizeof s);
+    chain = 0;
+    VECTORS(i, n) {
+        vec centred = load_some(x + i, n - i) - m;
+        if (n - i < LANES) {
+            float lane[LANES];
+            store(lane, centred);
+            centred = load_some(lane, n - i);
+        }
+        s[chain & 3] = FMA(centred, centred, s[chain & 3]);
+        chain++;
+    }
+    *mean = m;
+    return 1.0f / sqrtf(sum_lanes((s[0] + s[1]) + (s[2] + s[3])) / (float)n + eps);
+}
+
+static void layer_norm(int n, const float *x, const float *weight, const float *bias, float *out) {
+    float mean, scale = row_scale(n, x, LN_EPS, &mean);
+    VECTORS(i, n) {
+        vec centred = (load_some(x + i, n - i) - mean) * scale;
+        vec y = FMA(centred, load_some(weight + i, n - i), load_some(bias + i, n - i));
+        store_some(out + i, y, n - i);
+    }
+}
+
+static void difference(int n, const float *previous, const float *a, float *d) {
+    VECTORS(i, n) store_some(d + i, load_some(previous + i, n - i) - load_some(a + i, n - i), n - i);
+}
+
+static void lerp(int n, const float *a, const float *d, const float *maa, bool bf16, void *mixed) {
+    VECTORS(i, n) {
+        vec y = FMA(load_some(d + i, n - i), load_some(maa + i, n - i), load_some(a + i, n - i));
+        store_in_type(mixed, (size_t)i, y, n - i, bf16);
+    }
+}
+
+static void add_scaled(int n, float scale, const float *x, float *sum) {
+    VECTORS(i, n)
+    store_some(sum + i, FMA(load_some(x + i, n - i), all(scale), load_some(sum + i, n - i)), n - i);
+}
+
+static void maximum(int n, const float *x, float *most) {
+    VECTORS(i, n) store_some(most + i, larger(load_some(x + i, n - i), load_some(most + i, n - i)), n - i);
+}
+
+/* One vector of a tile; `at` is its place in out. */
+VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t column, vec y, int n) {
+    float *out = (float *)f->out + at;
+    switch (kind) {
+    case STORE: store_some(out, y, n); break;
+    case SILU: store_some(out, y * sigmoid_vec(y), n); break;
+    case SIGMOID: store_some(out, sigmoid_vec(y), n); break;
+    case RELU2: y = larger(y, all(0)); store_in_type(f->out, at, y * y, n, f->bf16); break;
+    case ADD: store_some(out, load_some(out, n) + y, n); break;
+    case GATE_ADD: store_some(out, FMA(load_some(f->gate + at, n), y, load_some(out, n)), n); break;
+    case FINISH_TANH: store_in_type(f->out, at, tanh_vec(y), n, f->bf16); break;
+    case FINISH_LERP:
+        y = FMA(load_some(f->d + at, n), load_some(f->vector + column, n) + y, load_some(f->a + at, n));
+        store_in_type(f->out, at, y, n, f->bf16);
+        break;
+    case FINISH_DECAY: store_some(out, exp_vec(-exp_vec(load_some(f->vector + column, n) + y)), n); break;
+    }
+}
+
+VECTOR_FN void finish_tile(const struct finish *f, int kind, int m, int n, size_t row, size_t column,
+                           const float *tile) {
+    for (int i = 0; i < m; i++) {
+        size_t at = (row + (size_t)i) * f->stride + column;
+        for (int j = 0; j < n; j += LANES)
+            finish_vector(f, kind, at + (size_t)j, column + (size_t)j, load(tile + i * PANEL + j), n - j);
+    }
+}
+
+static void finish_rows(const struct finish *f, int m, int n, size_t row, size_t column, const float *tile) {
+    switch (f->kind) { /* a constant in each call: the inner switch disappears */
+    case STORE: finish_tile(f, STORE, m, n, row, column, tile); break;
+    case SILU: finish_tile(f, SILU, m, n, row, column, tile); break;
+    case SIGMOID: finish_tile(f, SIGMOID, m, n, row, column, tile); break;
+    case RELU2: finish_tile(f, RELU2, m, n, row, column, tile); break;
+    case ADD: finish_tile(f, ADD, m, n, row, column, tile); break;
+    case GATE_ADD: finish_tile(f, GATE_ADD, m, n, row, column, tile); break;
+    case FINISH_TANH: finish_tile(f, FINISH_TANH, m, n, row, column, tile); break;
+    case FINISH_LERP: finish_tile(f, FINISH_LERP, m, n, row, column, tile); break;
+    case FINISH_DECAY: finish_tile(f, FINISH_DECAY, m, n, row, column, tile); break;
+    }
+}

@@ -1,0 +1,64 @@
+/* Tile products with float32 FMA, written once on vector.h. The including file defines TILE_ROWS and TILE_VECTORS, how
+ * many accumulators its registers hold; a panel is walked in strips of TILE_VECTORS vectors. See kernels.h. */
+
+enum { STRIP = TILE_VECTORS * LANES };
+
+/* bfloat16 weights are widened on the way in: the pair of k and k+1 lies in one 32-bit lane. */
+VECTOR_FN void tile_strip(int m, int k, bool paired, const float *a, const float *w, float *c, bool first) {
+    vec sum[TILE_ROWS][TILE_VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < TILE_VECTORS; j++)
+            sum[i][j] = first ? (vec){0} : load(c + i * PANEL + j * LANES);
+    for (int step = 0; step < k; step += paired ? 2 : 1) {
+        vec even[TILE_VECTORS], odd[TILE_VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < TILE_VECTORS; j++) {
+            vec pair = load(w + j * LANES);
+            even[j] = paired ? (vec)((uvec)pair << 16) : pair;
+            odd[j] = paired ? (vec)((uvec)pair & 0xffff0000) : pair;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+            for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = FMA(all(a[i]), even[j], sum[i][j]);
+        if (paired)
+#pragma GCC unroll 16
+            for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+                for (int j = 0; j < TILE_VECTORS; j++)
+                    sum[i][j] = FMA(all(a[TILE_ROWS + i]), odd[j], sum[i][j]);
+        a += paired ? 2 * TILE_ROWS : TILE_ROWS;
+        w += PANEL;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < TILE_VECTORS; j++) store(c + i * PANEL + j * LANES, sum[i][j]);
+}
+
+VECTOR_FN void tile_panel(int m, int k, bool paired, const float *a, const float *w, float *c, bool first) {
+    for (int j = 0; j < PANEL; j += STRIP) {
+        if (first) tile_strip(m, k, paired, a, w + j, c + j, true);
+        else tile_strip(m, k, paired, a, w + j, c + j, false);
+    }
+}
+
+/* The number of rows is a constant in each case, so that sums stay in registers. */
+#define TILE_CASE(m)                                                                                         \
+    case m: tile_panel(m, k, paired, a, w, c, first); break;
+
+VECTOR_FN void tile_rows(int m, int k, bool paired, const float *a, const float *w, float *c, bool first) {
+    switch (m) {
+        TILE_CASES
+    }
+}
+
+static void tile_f32(int m, int k, const void *a, const void *w, float *c, bool first) {
+    tile_rows(m, k, false, a, w, c, first);
+}
+
+static void tile_widened(int m, int k, const void *a, const void *w, float *c, bool first) {
+    tile_rows(m, k, true, a, w, c, first);
+}

@@ -1,0 +1,427 @@
+/* The verbs on the CPU: each is one or two rounds of the team over items that share nothing.
+ *
+ * Rows of a verb are cut into items, or products into row blocks and panel blocks; a sum over inputs, a head's time and a
+ * sequence's pooling are never cut. So neither the cut nor the thread shows in the bits. */
+#include "worker.h"
+
+#include <string.h>
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+static int pieces(int n, int size) {
+    return (n + size - 1) / size;
+}
+
+static const float *vector_of(const struct weight *w) {
+    return w->data;
+}
+
+/* Element `index` of an array of in type, and of the same array to be written. */
+static const void *in_at(const struct worker *w, const void *p, size_t index) {
+    return (const char *)p + index * dtype_bytes(w->dev->dtype);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------------------- */
+
+/* Rows first .. first + rows of the pass, one item's share. */
+struct rows {
+    int first, count;
+};
+
+/* Small enough to give every thread some, whole tiles so that few are ragged. */
+static int rows_per_item(const struct worker *w) {
+    int tile = w->dev->product->tile_rows, most = ITEM_ROWS / tile * tile;
+    int fair = pieces(pieces(w->pass.T, 2 * w->dev->threads), tile) * tile;
+    return least(most, fair);
+}
+
+static struct rows rows_of_item(const struct worker *w, int item) {
+    int size = rows_per_item(w), first = item * size;
+    return (struct rows){first, least(size, w->pass.T - first)};
+}
+
+static void run_rows(struct worker *w, team_work *work, void *context) {
+    team_run(w->team, pieces(w->pass.T, rows_per_item(w)), work, context);
+}
+
+struct embed_job {
+    struct worker *w;
+    const struct embed *a;
+};
+
+static void embed_rows(void *context, int item, int thread) {
+    struct embed_job *job = context;
+    struct worker *w = job->w;
+    const struct array *table = job->a->table->data;
+    struct rows rows = rows_of_item(w, item);
+    size_t C = (size_t)w->dev->dims.C;
+    float *line = w->scratch[thread].normal;
+    for (int t = rows.first; t < rows.first + rows.count; t++) {
+        array_to_float(table, (size_t)w->pass.ids[t] * C, C, line);
+        w->dev->kernels.rows.layer_norm((int)C, line, vector_of(job->a->ln0.weight), vector_of(job->a->ln0.bias),
+                                        job->a->x + (size_t)t * C);
+    }
+}
+
+enum status cpu_embed(struct worker *w, const struct embed *a, struct error *e) {
+    (void)e;
+    run_rows(w, embed_rows, &(struct embed_job){w, a});
+    return OK;
+}
+
+/* ---- token shift ---------------------------------------------------------------------------------------------- */
+
+struct shift {
+    const float *x;
+    struct norm ln;
+    const float *slots; /* [slot, L, C] */
+    int layer;
+};
+
+static size_t slot_at(const struct worker *w, int slot, int layer) {
+    const struct dims *d = &w->dev->dims;
+    return ((size_t)slot * (size_t)d->L + (size_t)layer) * (size_t)d->C;
+}
+
+/* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this. A row that follows one of
+ * its own sequence normalises that one anew where another item owns it: cheaper than waiting for it, and the same bits. */
+static void shift_rows(const struct worker *w, const struct shift *s, struct rows rows, float *normal, float *d) {
+    const struct row_kernels *k = &w->dev->kernels.rows;
+    int C = w->dev->dims.C;
+    const float *weight = vector_of(s->ln.weight), *bias = vector_of(s->ln.bias);
+    for (int i = 0; i < rows.count; i++) {
+        int t = rows.first + i, piece = w->piece[t], from = w->pass.from[piece];
+        float *a = normal + (size_t)(i + 1) * (size_t)C;
+        const float *previous = a - C;
+        if (t == w->pass.start[piece]) previous = from < 0 ? w->zeros : s->slots + slot_at(w, from, s->layer);
+        else if (i == 0) k->layer_norm(C, s->x + (size_t)(t - 1) * (size_t)C, weight, bias, normal);
+        k->layer_norm(C, s->x + (size_t)t * (size_t)C, weight, bias, a);
+        k->difference(C, previous, a, d + (size_t)i * (size_t)C);
+    }
+}
+
+/* Leaves the last normalised row of every piece that is asked for in its slot. */
+static void save_shift(const struct worker *w, const struct shift *s, float *slots) {
+    size_t C = (size_t)w->dev->dims.C;
+    for (int i = 0; i < w->pass.S; i++)
+        if (w->pass.to[i] >= 0)
+            w->dev->kernels.rows.layer_norm((int)C, s->x + (size_t)(w->pass.start[i + 1] - 1) * C,
+                                            vector_of(s->ln.weight), vector_of(s->ln.bias),
+                                            slots + slot_at(w, w->pass.to[i], s->layer));
+}
+
+/* in [count, k] of in type, rows `stride` apart, times group g of a weight; `packed` is room for the packed rows. */
+static void multiply(struct worker *w, int thread, const struct weight *weight, int g, const void *in, size_t stride,
+                     void *packed, struct rows rows, size_t row, const struct finish *finish) {
+    const struct device *dev = w->dev;
+    const struct packed *p = packed_of(weight);
+    gemm_pack_input(dev->product, is_bf16(w), in, stride, rows.count, p->k, packed);
+    gemm_block(dev->product, dev->kernels.rows.finish,
+               &(struct gemm_part){.weight = p, .g = g, .panels = p->panels, .in = packed, .rows = rows.count, .row = row},
+               finish, w->scratch[thread].sums);
+}
+
+struct time_shift_job {
+    struct worker *w;
+    const struct time_shift *a;
+    struct shift shift;
+};
+
+static void time_shift_rows(void *context, int item, int thread) {
+    struct time_shift_job *job = context;
+    struct worker *w = job->w;
+    const struct time_shift *a = job->a;
+    const struct dims *dims = &w->dev->dims;
+    struct thread_scratch *s = &w->scratch[thread];
+    struct rows rows = rows_of_item(w, item);
+    size_t C = (size_t)dims->C, R = (size_t)dims->R;
+    shift_rows(w, &job->shift, rows, s->normal, s->d);
+    for (size_t i = 0; i < (size_t)rows.count; i++)
+        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * C, s->d + i * C, vector_of(a->maa_x), is_bf16(w),
+                                  (char *)s->mix + i * C * dtype_bytes(w->dev->dtype));
+    multiply(w, thread, a->w1, 0, s->mix, C, s->packed, rows, 0,
+             &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = 5 * R});
+    for (int j = 0; j < 5; j++)
+        multiply(w, thread, a->w2, j, in_at(w, s->low_rank, (size_t)j * R), 5 * R, s->packed_z, rows, 0,
+                 &(struct finish){.kind = FINISH_LERP,
+                                  .bf16 = is_bf16(w),
+                                  .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(w->dev->dtype),
+                                  .stride = C,
+                                  .a = s->normal + C,
+                                  .d = s->d,
+                                  .vector = vector_of(a->maa[j])});
+}
+
+enum status cpu_time_shift(struct worker *w, const struct time_shift *a, struct error *e) {
+    (void)e;
+    struct time_shift_job job = {w, a, {a->x, a->ln1, w->pass.att_x, a->layer}};
+    run_rows(w, time_shift_rows, &job);
+    save_shift(w, &job.shift, (float *)w->pass.att_x);
+    return OK;
+}
+
+struct channel_shift_job {
+    struct worker *w;
+    const struct channel_shift *a;
+    struct shift shift;
+};
+
+static void channel_shift_rows(void *context, int item, int thread) {
+    struct channel_shift_job *job = context;
+    struct worker *w = job->w;
+    const struct channel_shift *a = job->a;
+    struct thread_scratch *s = &w->scratch[thread];
+    struct rows rows = rows_of_item(w, item);
+    size_t C = (size_t)w->dev->dims.C, row_bytes = C * dtype_bytes(w->dev->dtype);
+    shift_rows(w, &job->shift, rows, s->normal, s->d);
+    for (size_t i = 0; i < (size_t)rows.count; i++) {
+        const float *b = s->normal + (i + 1) * C, *d = s->d + i * C;
+        size_t at = ((size_t)rows.first + i) * row_bytes;
+        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_k), is_bf16(w), (char *)a->mixed_k + at);
+        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_r), is_bf16(w), (char *)a->mixed_r + at);
+    }
+}
+
+enum status cpu_channel_shift(struct worker *w, const struct channel_shift *a, struct error *e) {
+    (void)e;
+    struct channel_shift_job job = {w, a, {a->x, a->ln2, w->pass.ffn_x, a->layer}};
+    run_rows(w, channel_shift_rows, &job);
+    save_shift(w, &job.shift, (float *)w->pass.ffn_x);
+    return OK;
+}
+
+/* ---- products -------------------------------------------------------------------------------------------------- */
+
+enum { MOST_PRODUCTS = 4 };
+
+struct gemm_job {
+    struct worker *w;
+    const struct gemm *a;
+    int count;
+    int panel_block, row_blocks;
+    unsigned char *packed[MOST_PRODUCTS];
+    int first_item[MOST_PRODUCTS + 1];
+};
+
+/* One tile of one product's input. */
+static void pack_tile(void *context, int item, int thread) {
+    (void)thread;
+    struct gemm_job *job = context;
+    struct worker *w = job->w;
+    const struct tile_product *product = w->dev->product;
+    int tiles = pieces(w->pass.T, product->tile_rows), tile = item % tiles, first = tile * product->tile_rows;
+    const struct gemm *a = &job->a[item / tiles];
+    int k = packed_of(a->w)->k;
+    gemm_pack_input(product, is_bf16(w), in_at(w, a->in, (size_t)first * (size_t)k), (size_t)k,
+                    least(product->tile_rows, w->pass.T - first), k,
+                    job->packed[item / tiles] + (size_t)tile * gemm_input_bytes(product, product->tile_rows, k));
+}
+
+/* Row blocks run fastest, so that a block of weights, once read from memory, serves them all from a cache. */
+static void multiply_block(void *context, int item, int thread) {
+    struct gemm_job *job = context;
+    struct worker *w = job->w;
+    const struct tile_product *product = w->dev->product;
+    int i = 0;
+    while (item >= job->first_item[i + 1]) i++;
+    const struct gemm *a = &job->a[i];
+    const struct packed *p = packed_of(a->w);
+    int local = item - job->first_item[i], block = local % job->row_blocks, panel = local / job->row_blocks * job->panel_block;
+    int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
+    gemm_block(product, w->dev->kernels.rows.finish,
+               &(struct gemm_part){.weight = p,
+                                   .panel = panel,
+                                   .panels = least(job->panel_block, p->panels - panel),
+                                   .in = job->packed[i] + gemm_input_bytes(product, first, p->k),
+                                   .rows = least(most, w->pass.T - first),
+                                   .row = (size_t)first},
+               &(struct finish){.kind = (int)a->epilogue,
+                                .bf16 = is_bf16(w),
+                                .out = a->out,
+                                .stride = (size_t)p->n,
+                                .gate = a->gate},
+               w->scratch[thread].sums);
+}
+
+/* Panels an item takes: as many as gemm_block likes, fewer where the threads would not all have some. */
+static int choose_panel_block(const struct gemm_job *job) {
+    int panels = 0, threads = job->w->dev->threads;
+    for (int i = 0; i < job->count; i++) panels += packed_of(job->a[i].w)->panels;
+    int block = PANEL_BLOCK;
+    while (block > 1 && panels * job->row_blocks < 4 * threads * block) block /= 2;
+    return block;
+}
+
+static void gemm_few(struct worker *w, const struct gemm *a, int count) {
+    const struct tile_product *product = w->dev->product;
+    int most = ROW_BLOCK / product->tile_rows * product->tile_rows;
+    struct gemm_job job = {.w = w, .a = a, .count = count, .row_blocks = pieces(w->pass.T, most)};
+    job.panel_block = choose_panel_block(&job);
+    unsigned char *next = w->packed;
+    for (int i = 0; i < count; i++) {
+        const struct packed *p = packed_of(a[i].w);
+        job.packed[i] = next;
+        next += gemm_input_bytes(product, w->pass.T, p->k);
+        job.first_item[i + 1] = job.first_item[i] + job.row_blocks * pieces(p->panels, job.panel_block);
+    }
+    team_run(w->team, count * pieces(w->pass.T, product->tile_rows), pack_tile, &job);
+    team_run(w->team, job.first_item[count], multiply_block, &job);
+}
+
+enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct error *e) {
+    (void)e;
+    for (int first = 0; first < count;) {
+        int few = 0;
+        size_t bytes = 0;
+        while (first + few < count && few < MOST_PRODUCTS) {
+            bytes += gemm_input_bytes(w->dev->product, w->pass.T, packed_of(a[first + few].w)->k);
+            if (bytes > w->packed_bytes) break;
+            few++;
+        }
+        gemm_few(w, a + first, few);
+        first += few;
+    }
+    return OK;
+}
+
+struct decay_job {
+    struct worker *w;
+    const struct decay *a;
+};
+
+static void decay_rows(void *context, int item, int thread) {
+    struct decay_job *job = context;
+    struct worker *w = job->w;
+    const struct decay *a = job->a;
+    struct thread_scratch *s = &w->scratch[thread];
+    struct rows rows = rows_of_item(w, item);
+    size_t C = (size_t)w->dev->dims.C, D = (size_t)w->dev->dims.D;
+    multiply(w, thread, a->w1, 0, in_at(w, a->mixed_w, (size_t)rows.first * C), C, s->packed, rows, 0,
+             &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = D});
+    multiply(w, thread, a->w2, 0, s->low_rank, D, s->packed_z, rows, (size_t)rows.first,
+             &(struct finish){.kind = FINISH_DECAY, .out = a->decay, .stride = C, .vector = vector_of(a->time_decay)});
+}
+
+enum status cpu_decay(struct worker *w, const struct decay *a, struct error *e) {
+    (void)e;
+    run_rows(w, decay_rows, &(struct decay_job){w, a});
+    return OK;
+}
+
+/* ---- wkv -------------------------------------------------------------------------------------------------------- */
+
+struct wkv_job {
+    struct worker *w;
+    const struct wkv *a;
+};
+
+/* A state slot's head, [N, N], or NULL. */
+static float *head_slot(const struct worker *w, int slot, int layer, int head) {
+    const struct dims *d = &w->dev->dims;
+    if (slot < 0) return NULL;
+    size_t heads = ((size_t)slot * (size_t)d->L + (size_t)layer) * (size_t)d->H + (size_t)head;
+    return (float *)w->pass.wkv + heads * (size_t)d->N * (size_t)d->N;
+}
+
+static void wkv_head(void *context, int item, int thread) {
+    struct wkv_job *job = context;
+    struct worker *w = job->w;
+    const struct wkv *a = job->a;
+    const struct dims *d = &w->dev->dims;
+    int piece = item / d->H, head = item % d->H, width = wkv_padded(d->N);
+    size_t N = (size_t)d->N, column = (size_t)head * N;
+    size_t at = (size_t)w->pass.start[piece] * (size_t)d->C + column;
+    float *state = w->scratch[thread].state;
+    const float *from = head_slot(w, w->pass.from[piece], a->layer, head);
+    float *to = head_slot(w, w->pass.to[piece], a->layer, head);
+    memset(state, 0, N * (size_t)width * sizeof *state);
+    for (size_t i = 0; from && i < N; i++) memcpy(state + i * (size_t)width, from + i * N, N * sizeof *state);
+    w->dev->kernels.rows.wkv(&(struct wkv_head){
+        .T = w->pass.start[piece + 1] - w->pass.start[piece],
+        .N = d->N,
+        .stride = (size_t)d->C,
+        .r = (const float *)a->r + at,
+        .k = (const float *)a->k + at,
+        .v = (const float *)a->v + at,
+        .g = (const float *)a->g + at,
+        .decay = a->decay + at,
+        .u = vector_of(a->u) + column,
+        .weight = vector_of(a->ln_x.weight) + column,
+        .bias = vector_of(a->ln_x.bias) + column,
+        .state = state,
+        .bf16 = is_bf16(w),
+        .out = (char *)a->out + at * dtype_bytes(w->dev->dtype),
+    });
+    for (size_t i = 0; to && i < N; i++) memcpy(to + i * N, state + i * (size_t)width, N * sizeof *state);
+}
+
+enum status cpu_wkv(struct worker *w, const struct wkv *a, struct error *e) {
+    (void)e;
+    team_run(w->team, w->pass.S * w->dev->dims.H, wkv_head, &(struct wkv_job){w, a});
+    return OK;
+}
+
+/* ---- pooling ---------------------------------------------------------------------------------------------------- */
+
+/* Sequences are split by columns too, unless a norm needs the whole row: one long sequence keeps all threads busy. */
+enum { STRIP = 512 };
+
+struct pool_job {
+    struct worker *w;
+    const struct pool *a;
+    int strips;
+};
+
+/* One row into the sum. `position` counts from 0 in the whole sequence of `total` tokens. */
+static void pool_row(const struct row_kernels *k, enum pooling pooling, int C, int64_t position, const float *x,
+                     float *sum) {
+    switch (pooling) {
+    case POOL_MEAN: k->add_scaled(C, 1.0f, x, sum); break;
+    case POOL_WEIGHTED: k->add_scaled(C, (float)(position + 1), x, sum); break;
+    case POOL_MAX:
+        if (position) {
+            k->maximum(C, x, sum);
+            break;
+        }
+        memcpy(sum, x, (size_t)C * sizeof *sum);
+        break;
+    case POOL_LAST: memcpy(sum, x, (size_t)C * sizeof *sum); break;
+    }
+}
+
+static void pool_strip(void *context, int item, int thread) {
+    struct pool_job *job = context;
+    struct worker *w = job->w;
+    const struct pass *pass = &w->pass;
+    const struct row_kernels *k = &w->dev->kernels.rows;
+    int piece = item / job->strips, column = item % job->strips * STRIP, C = w->dev->dims.C;
+    int width = job->strips > 1 ? least(STRIP, C - column) : C;
+    int first = pass->start[piece], last = pass->start[piece + 1];
+    int64_t before = pass->before[piece], total = pass->total[piece];
+    bool ends = before + last - first == total;
+    size_t bytes = (size_t)width * sizeof(float), at = (size_t)job->a->column * (size_t)C + (size_t)column;
+    float *sum = (ends ? pass->pooled + (size_t)piece * (size_t)pass->columns * (size_t)C : w->carry[!w->turn]) + at;
+    if (before) memcpy(sum, w->carry[w->turn] + at, bytes);
+    else memset(sum, 0, bytes);
+    for (int t = pass->pooling == POOL_LAST ? last - 1 : first; t < last; t++) {
+        const float *x = job->a->x + (size_t)t * (size_t)C + column;
+        if (job->a->ln) {
+            float *normal = w->scratch[thread].normal;
+            k->layer_norm(C, x, vector_of(job->a->ln->weight), vector_of(job->a->ln->bias), normal);
+            x = normal;
+        }
+        pool_row(k, pass->pooling, width, before + t - first, x, sum);
+    }
+    if (!ends || pass->pooling == POOL_LAST || pass->pooling == POOL_MAX) return;
+    double weight = pass->pooling == POOL_MEAN ? (double)total : 0.5 * (double)total * (double)(total + 1);
+    for (int i = 0; i < width; i++) sum[i] = (float)(sum[i] / weight);
+}
+
+enum status cpu_pool(struct worker *w, const struct pool *a, struct error *e) {
+    (void)e;
+    int strips = a->ln ? 1 : pieces(w->dev->dims.C, STRIP);
+    team_run(w->team, w->pass.S * strips, pool_strip, &(struct pool_job){w, a, strips});
+    return OK;
+}
