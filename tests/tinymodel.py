@@ -1,8 +1,14 @@
-"""Random RWKV-6 weights of any size: BlinkDL names, float32, values that exercise every term."""
+"""Random RWKV-6 models of any size, every term exercised, loaded as a user's would be."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from makecheckpoint import write_safetensors
+
+from rwkvsts import RWKV6
 
 
 def random_weights(
@@ -52,3 +58,16 @@ def random_weights(
 def random_ids(seed: int, lengths: list[int], V: int = 100) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, V, n).tolist() for n in lengths]
+
+
+def load(folder: Path, weights: dict[str, np.ndarray], **options: Any) -> RWKV6:
+    """The package's model of these weights, through a file as a user's would be."""
+    path = folder / "model.safetensors"
+    write_safetensors(path, weights)
+    return RWKV6.from_pretrained(path, **{"device": "cpu", "tokenizer": None, **options})
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest ||found - expected|| / ||expected|| over the rows."""
+    difference = np.linalg.norm(found - expected, axis=-1)
+    return float(np.max(difference / np.linalg.norm(expected, axis=-1)))

@@ -1,0 +1,197 @@
+"""Bad input to the model gets one clear exception, and the model goes on working after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinymodel import load, random_ids, random_weights
+
+from rwkvsts import RWKV6, CheckpointError, DeviceError
+
+Weights = dict[str, np.ndarray]
+
+
+def renamed(weights: Weights, old: str, new: str) -> Weights:
+    return {name.replace(old, new): array for name, array in weights.items()}
+
+
+def without(weights: Weights, *parts: str) -> Weights:
+    return {n: a for n, a in weights.items() if not any(part in n for part in parts)}
+
+
+OTHERS = {
+    "RWKV-7": lambda w: {**w, "blocks.0.att.r_k": w["blocks.0.att.time_faaaa"]},
+    "x060a": lambda w: {**without(w, "gate"), "blocks.0.att.gate_w1": w["ln_out.bias"]},
+    "x060b or x060c": lambda w: {
+        **without(w, "gate"),
+        "blocks.0.att.time_maa_rkvw_w1": w["ln_out.bias"],
+    },
+    "RWKV-5.1 or 5.2": lambda w: without(w, "time_maa"),
+    "RWKV-5.0": lambda w: without(w, "time_maa", "gate"),
+    "RWKV-4": lambda w: renamed(without(w, "ln_x", "gate"), "time_maa", "time_mix"),
+    "no RWKV model": lambda w: {"transformer.wte.weight": w["emb.weight"]},
+    "state-tuned": lambda w: {**w, "blocks.1.att.time_state": np.zeros((1, 64, 64), np.float32)},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_models_are_named(tmp_path: Path, family: str) -> None:
+    with pytest.raises(CheckpointError, match=family):
+        load(tmp_path, OTHERS[family](random_weights()))
+
+
+MISSING = ["emb.weight", "blocks.0.ln0.bias", "blocks.2.ffn.value.weight", "ln_out.weight"]
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name} is missing"):
+        load(tmp_path, without(random_weights(), name))
+
+
+def test_a_missing_block_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.ln1\.weight is missing"):
+        load(tmp_path, without(random_weights(), "blocks.1."))
+
+
+WRONG = {
+    "blocks.1.att.key.weight": r"shape \[64, 63\]: expected \[64, 64\]",
+    "blocks.1.ffn.key.weight": r"shape \[96, 63\]: expected \[96, 64\]",
+    "blocks.2.att.time_maa_w1": r"shape \[64, 39\]: expected \[64, 40\]",
+    "blocks.1.att.time_decay": r"shape \[1, 1, 63\]: expected \[64\]",
+    "blocks.0.att.time_faaaa": r"time_faaaa has shape \[1, 63\]: expected a product of 64",
+    "blocks.2.att.time_maa_w2": r"shape \[5, 8, 63\]: expected \[5, 8, 64\]",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_shape_is_told(tmp_path: Path, name: str) -> None:
+    weights = random_weights()
+    weights[name] = np.ascontiguousarray(weights[name][..., :-1])
+    with pytest.raises(CheckpointError, match=WRONG[name]):
+        load(tmp_path, weights)
+
+
+def test_a_transposed_matrix_is_refused(tmp_path: Path) -> None:
+    weights = random_weights()
+    name = "blocks.1.ffn.value.weight"
+    weights[name] = np.ascontiguousarray(weights[name].T)
+    with pytest.raises(CheckpointError, match=r"shape \[96, 64\]: expected \[64, 96\]"):
+        load(tmp_path, weights)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, dtype: str) -> None:
+    weights = random_weights()
+    weights["blocks.1.att.output.weight"][3, 5] = value
+    where = r"blocks\.1\.att\.output\.weight holds NaN or infinity at element 197"
+    with pytest.raises(CheckpointError, match=where):
+        load(tmp_path, weights, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_layer": 3}, r"4 blocks asked for: the checkpoint has 3"),
+        ({"max_layer": -1}, r"max_layer=-1"),
+        ({"dtype": "int8"}, r"dtype='int8'"),
+        ({"device": "tpu"}, r"device='tpu'"),
+        ({"tokenizer": "bert"}, r"bert"),
+        ({"instruction_set": "mmx"}, r"mmx"),
+        ({"tokenizer": "world"}, r"vocab"),
+    ],
+)
+def test_options_that_do_not_exist(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises((ValueError, DeviceError), match=message):
+        load(tmp_path, random_weights(), **options)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> RWKV6:
+    return load(tmp_path, random_weights(V=256), tokenizer="bytes", max_layer=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": []}, r"the list is empty"),
+        ({"ids": [[1], [], [2]]}, r"ids\[1\] is empty"),
+        ({"ids": [[1], [2, 256]]}, r"token 1 of sequence 1 is 256: expected 0 \.\. 255"),
+        ({"ids": [[1], [2, -3]]}, r"ids\[1\] holds -3 \.\. 2"),
+        ({"ids": [[2**40]]}, r"ids\[0\] holds 1099511627776"),
+        ({"layers": []}, r"layers is empty"),
+        ({"layers": [0, 2]}, r"layer 2: this model holds layers 0 \.\. 1"),
+        ({"layers": -1}, r"layer -1"),
+        ({"layers": "final"}, r"layer 'final'"),
+        ({"layers": True}, r"layer True"),
+        ({"pooling": "cls"}, r"pooling='cls'"),
+        ({"batch_tokens": 0}, r"batch_tokens=0"),
+        ({"max_length": 0}, r"max_length=0"),
+        ({"out": np.zeros((1, 64))}, r"out is float64"),
+        (
+            {"out": np.zeros((2, 64), np.float32)},
+            r"expected writable C-contiguous float32 of shape",
+        ),
+    ],
+)
+def test_arguments_of_encode(tiny: RWKV6, arguments: dict, message: str) -> None:
+    good = {"ids": [[1, 2]], "layers": 1}
+    with pytest.raises(ValueError, match=message):
+        tiny.encode_ids(**{**good, **arguments})
+    assert np.isfinite(tiny.encode_ids(**good)).all()
+
+
+def test_texts_that_are_none(tiny: RWKV6) -> None:
+    with pytest.raises(ValueError, match=r"texts\[1\] is empty"):
+        tiny.encode(["a", ""], layers=0)
+    with pytest.raises(TypeError, match=r"texts\[1\] is float: expected str"):
+        tiny.encode(["a", float("nan")], layers=0)  # an empty cell of a table
+    with pytest.raises(TypeError, match=r"ids\[0\]"):
+        tiny.encode_ids([[0.5]], layers=0)
+
+
+def test_texts_need_a_tokenizer(tmp_path: Path) -> None:
+    m = load(tmp_path, random_weights())
+    with pytest.raises(ValueError, match="tokenizer=None"):
+        m.encode("a", layers=0)
+
+
+def test_cuda_that_is_not_there_says_what_is_missing(tmp_path: Path) -> None:
+    try:
+        load(tmp_path, random_weights(), device="cuda")
+    except DeviceError as error:
+        assert "cuda" in str(error).lower()
+    else:
+        pytest.skip("this machine has a CUDA device")
+
+
+def test_interrupted_between_blocks(tmp_path: Path) -> None:
+    """Ctrl-C stops a long run soon, and the model is as good as before."""
+    m = load(tmp_path, random_weights(L=2, C=128, F=512))
+    ids = random_ids(1, [400] * 200)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    few = ids[:2]
+    expected = m.encode_ids(few, layers=1).tobytes()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(100):
+            m.encode_ids(ids, layers=1)
+    assert m.encode_ids(few, layers=1).tobytes() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_can_encode(tmp_path: Path) -> None:
+    m = load(tmp_path, random_weights(L=2), threads=2)
+    ids = random_ids(1, [9, 30])
+    expected = m.encode_ids(ids, layers=1).tobytes()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if m.encode_ids(ids, layers=1).tobytes() == expected else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
