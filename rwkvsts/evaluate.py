@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -202,38 +201,25 @@ def gpu_process_bytes() -> int | None:
 
     None without nvidia-ml-py, without a GPU, or where NVML sees other process ids than ours.
     """
-
-    def used(nvml: Any, device: Any) -> list[int]:
-        return [
-            process.usedGpuMemory
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)
-            if process.pid == os.getpid() and process.usedGpuMemory is not None
-        ]
-
-    sizes = [size for found in _ask_nvml(used) for size in found]
-    return sum(sizes) if sizes else None
-
-
-def gpu_names() -> list[str]:
-    """Names of the GPUs that NVML sees; empty without nvidia-ml-py or a driver."""
-    names = _ask_nvml(lambda nvml, device: nvml.nvmlDeviceGetName(device))
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-
-
-def _ask_nvml(question: Callable[[Any, Any], Any]) -> list[Any]:
-    """The answer for each GPU; empty where NVML cannot be asked."""
     try:
         import pynvml as nvml
     except ImportError:
-        return []
+        return None
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return []
+        return None
     try:
-        count = nvml.nvmlDeviceGetCount()
-        return [question(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
+        used = [
+            process.usedGpuMemory
+            for index in range(nvml.nvmlDeviceGetCount())
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(
+                nvml.nvmlDeviceGetHandleByIndex(index)
+            )
+            if process.pid == os.getpid() and process.usedGpuMemory is not None
+        ]
     except nvml.NVMLError:
-        return []
+        return None
     finally:
         nvml.nvmlShutdown()
+    return sum(used) if used else None

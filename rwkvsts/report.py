@@ -143,7 +143,7 @@ def _figure(value: float | None, form: str) -> str:
 def _machine(study: Study) -> dict[str, Any]:
     """The facts of the run in short, for a line of text."""
     facts = study.facts
-    names = ("date", "cpu", "cores", "gpus", "os", "python", "numpy", "scipy", "rwkvsts")
+    names = ("date", "cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts")
     short = {name: facts[name] for name in names if facts.get(name)}
     for model in facts["models"]:
         short[f"model ({model['tokenizer']})"] = (

@@ -10,7 +10,6 @@ The paper is arXiv 2502.14620, "Exploring RWKV for Sentence Embeddings".
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from numpy.typing import NDArray
 
 from . import baselines, datasets, evaluate
 from .datasets import Pairs
+from .device import query_cuda, threads_here
+from .errors import DeviceError
 from .evaluate import MIB
 from .model import PAPER_LAYERS, RWKV6, Layer
 
@@ -374,10 +375,10 @@ def _notes(config: StudyConfig, rows: list[Row], vectors: baselines.WordVectors)
     ]
     if any(row.published_spearman is not None for row in rows):
         notes.append(
-            "Paper: as published in arXiv 2502.14620. Its RWKV figures use the GPT-2 tokenizer on a "
-            "model with another vocabulary, so they measure a scrambled input. Its 0.2186 s a pair for "
-            "GloVe on validation is a mean of cumulative times (0.00106 s is meant), and its GPU "
-            "memory for GloVe is that of the idle RWKV model (0 is meant)."
+            "Paper: as published in arXiv 2502.14620. Its RWKV figures use the GPT-2 tokenizer on "
+            "a model with another vocabulary, so they measure a scrambled input. Its 0.2186 s a "
+            "pair for GloVe on validation is a mean of cumulative times (0.00106 s is meant), and "
+            "its GPU memory for GloVe is that of the idle RWKV model (0 is meant)."
         )
     if "gpt2" in config.tokenizers:
         notes.append("Tokenizer gpt2: the paper's mode, ids that mean other tokens to the model.")
@@ -402,18 +403,24 @@ def _mib(size: int | None) -> float | None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, GPUs, system, versions and date of this run."""
+    """Processor, cores, GPU, system, versions and date of this run."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
-        "cores": (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
-        "gpus": evaluate.gpu_names(),
+        "cores": threads_here(),
+        "gpu": gpu_name(),
         "os": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "scipy", "rwkvsts")},
     }
+
+
+def gpu_name() -> str | None:
+    """Name of the first CUDA device; None if there is none to use."""
+    try:
+        return query_cuda().name
+    except DeviceError:
+        return None
 
 
 def cpu_model() -> str:

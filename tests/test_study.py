@@ -167,7 +167,7 @@ def test_published_table_is_the_papers() -> None:
 
 def test_facts_tell_how_to_repeat_the_run(model: BagOfWords, glove: Path) -> None:
     facts = study.run(config(glove, tokenizers=("world", "gpt2"))).facts
-    assert {"cpu", "cores", "gpus", "os", "python", "numpy", "scipy", "rwkvsts", "date"} <= set(
+    assert {"cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts", "date"} <= set(
         facts
     )
     assert [m["tokenizer"] for m in facts["models"]] == ["world", "gpt2"]

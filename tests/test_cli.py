@@ -1,0 +1,288 @@
+"""The command line: what it writes, what it refuses, and that it leaves nothing half done.
+
+Runs in this process on a stand-in model; `test_the_real_thing` runs the program on a real one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvsts import cli, datasets, study
+
+TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
+
+
+class Stand:
+    """`RWKV6`'s surface: row of a text = its length and first letter, plus the layer."""
+
+    asked: dict[str, Any]
+    fail_at: int | None = None
+    chunks: list[int]
+
+    def __init__(self) -> None:
+        self.config = types.SimpleNamespace(n_layer=12, n_embd=2, n_vocab=300)
+        self.device, self.dtype, self.source, self.revision = "cpu", "float32", "made/up", None
+        self.n_blocks = 12
+
+    @classmethod
+    def from_pretrained(cls, source: str, **how: Any) -> Stand:
+        cls.asked = {"source": source, **how}
+        cls.chunks = []
+        return cls()
+
+    def encode(self, texts: list[str], layers: Any, out: Any = None, **_: Any) -> np.ndarray:
+        if self.fail_at is not None and sum(self.chunks) + len(texts) > self.fail_at:
+            raise KeyboardInterrupt
+        self.chunks.append(len(texts))
+        rows = np.array([[len(t), ord(t.strip()[0])] for t in texts], np.float32)
+        one = not isinstance(layers, list)
+        numbers = [100 if x == "final" else x for x in ([layers] if one else layers)]
+        result = np.stack([rows + number for number in numbers], axis=1)
+        result = result[:, 0] if one else result
+        if out is None:
+            return result
+        out[:] = result
+        return out
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 1, "workspace": 1, "peak": 1 << 20}
+
+
+@pytest.fixture(autouse=True)
+def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
+    fake = type("Fake", (Stand,), {})
+    monkeypatch.setattr(cli, "RWKV6", fake)
+    monkeypatch.setattr(study, "RWKV6", fake)
+    return fake
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffone two\r\nthree \u2028 four\n ünï \none two".encode())
+    return path
+
+
+def rows(layer: int) -> list[list[float]]:
+    return [[len(t) + layer, ord(t.strip()[0]) + layer] for t in TEXTS]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    """Run what must fail: status and its one line on stderr."""
+    try:
+        status = cli.main(argv)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    return status, error
+
+
+def test_embed_keeps_lines_and_order(
+    texts: Path, tmp_path: Path, stand: type[Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "CHUNK", 3)
+    out = tmp_path / "new" / "x.npy"
+    argv = ["embed", str(texts), "--out", str(out), "--layers", "3,1", "--pooling", "last"]
+    assert cli.main(argv) == 0
+    found = np.load(out)
+    assert found.dtype == np.float32 and found.shape == (4, 2, 2)
+    assert found[:, 0].tolist() == rows(3) and found[:, 1].tolist() == rows(1)
+    assert stand.chunks == [3, 1] and stand.asked["max_layer"] == 3
+    assert [path.name for path in out.parent.iterdir()] == ["x.npy"]
+
+
+def test_embed_one_layer_and_standard_input(
+    texts: Path, tmp_path: Path, stand: type[Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(texts.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    out = tmp_path / "x.npy"
+    assert cli.main(["embed", "-", "--out", str(out), "--layers", "final"]) == 0
+    assert np.load(out).tolist() == rows(100)
+    assert stand.asked["max_layer"] is None
+
+
+def test_ctrl_c_leaves_the_old_file_and_no_other(
+    texts: Path,
+    tmp_path: Path,
+    stand: type[Stand],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "CHUNK", 1)
+    stand.fail_at = 2
+    out = tmp_path / "x.npy"
+    out.write_bytes(b"old")
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(["embed", str(texts), "--out", str(out)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "rwkvsts: interrupted"
+    assert out.read_bytes() == b"old" and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"one\n\nthree\n", "line 2: expected a text, found none"),
+        (b"one\ntw\xffo\n", "line 2: not UTF-8 at byte 2"),
+        (b"", "there is no text"),
+    ],
+)
+def test_bad_text_files_are_refused_before_the_model(
+    content: bytes,
+    message: str,
+    tmp_path: Path,
+    stand: type[Stand],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, out = tmp_path / "t.txt", tmp_path / "x.npy"
+    file.write_bytes(content)
+    status, error = fails(capsys, "embed", str(file), "--out", str(out))
+    assert status == 1 and message in error and str(file) in error
+    assert not out.exists() and not hasattr(stand, "asked")
+
+
+def test_a_full_disk_is_told_before_writing(
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usage = types.SimpleNamespace(free=100)
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda _: usage)
+    status, error = fails(capsys, "embed", str(texts), "--out", str(tmp_path / "x.npy"))
+    assert status == 1 and "192 bytes wanted, 100 free" in error  # 4 texts, 6 layers, 2 floats
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "study | embed | info"),
+        (["train"], "invalid choice"),
+        (["study", "--task", "cola"], "invalid choice: 'cola'"),
+        (["study", "--layers", "1,x"], "'x' in '1,x': expected layer numbers"),
+        (["study", "--layers", "-1"], "expected"),
+        (["study", "--tokenizer", "bert"], "invalid choice"),
+        (["embed", "file"], "--out"),
+    ],
+)
+def test_wrong_command_lines(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = fails(capsys, *argv)
+    assert status == 2 and message in error
+
+
+def test_absent_inputs_and_places(
+    texts: Path, tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for argv, message in [
+        (["embed", nowhere, "--out", str(tmp_path / "x.npy")], "No such file"),
+        (["embed", str(texts), "--out", str(texts / "x.npy")], "cannot write into"),
+        (["embed", str(texts), "--out", str(tmp_path)], "is a folder"),
+        (["study", "--task", "mrpc", "--data", nowhere], "--data: no folder"),
+        (
+            ["study", "--task", "mrpc", "--data", str(tmp_path)],
+            "msr_paraphrase_train.txt is neither",
+        ),
+        (["study", "--out", str(texts)], "cannot write into"),
+    ]:
+        status, error = fails(capsys, *argv)
+        assert status == 1 and message in error
+    assert not hasattr(stand, "asked")
+
+
+def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
+    argv = ["embed", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.npy")]
+    with pytest.raises(FileNotFoundError):
+        cli.main([*argv, "--debug"])
+
+
+def write_stsb(folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    for file, count in (("sts-dev.csv", 1500), ("sts-test.csv", 1379)):
+        score = rng.uniform(0, 5, count)
+        lines = [
+            f"news\tf\t2012\t{i}\t{s:.3f}\tcat w{i} .\t{'cat' if s > 2 else 'dog'} sat {i % 9} ."
+            for i, s in enumerate(score)
+        ]
+        (folder / file).write_text("\n".join(lines) + "\n")
+
+
+def test_study_prints_and_writes_one_table(
+    tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stsb(tmp_path)
+    glove = tmp_path / "glove.txt"
+    glove.write_text("cat 1 0\ndog 0 1\nsat 1 1\n")
+    out = tmp_path / "results"
+    argv = ["study", "--model", "made/up", "--task", "stsb", "--split", "test[:50]"]
+    argv += ["--data", str(tmp_path), "--glove", str(glove), "--out", str(out)]
+    argv += ["--layers", "1,11", "--tokenizer", "both", "--device", "cpu", "--dtype", "float32"]
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "made/up on stsb"
+    assert "test[:50], n = 50" in printed and "word overlap" in printed
+    assert stand.asked["source"] == "made/up" and stand.asked["max_layer"] == 11
+    assert (stand.asked["device"], stand.asked["dtype"]) == ("cpu", "float32")
+    content = json.loads((out / "study.json").read_text())
+    assert [(r["tokenizer"], r["layer"]) for r in content["rows"]] == [
+        *[(None, None)] * 3,
+        ("world", 1),
+        ("world", 11),
+        ("gpt2", 1),
+        ("gpt2", 11),
+    ]
+    assert {path.name for path in out.iterdir()} == {
+        f"study.{ending}" for ending in ("csv", "json", "md", "tex", "png")
+    }
+
+
+def test_without_arguments_the_bundled_study_runs_and_says_so(
+    tmp_path: Path,
+    stand: type[Stand],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [f"{i}\t{i % 2}\tcat {i}\tdog {i // 2}\tk\tn" for i in range(30)]
+    (tmp_path / "pairs.tsv").write_text(
+        "\n".join(["id\tlabel\tsentence1\tsentence2\tkind\tnote", *lines])
+    )
+    (tmp_path / study.DEMO_VECTORS).write_bytes(gzip.compress(b"cat 1 0\ndog 0 1\n"))
+    monkeypatch.setattr(datasets, "asset", lambda name: tmp_path / name)
+    assert cli.main(["study"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("Bundled demonstration")
+    assert printed[-1] == f"The real one: {cli.REAL}"
+    assert any("all, n = 30" in line for line in printed)
+    assert stand.asked["source"] == "demo" and sum(stand.chunks) > 60
+    # What the last line says must be a command that parses.
+    real = cli._parser().parse_args(cli.REAL.split()[1:])
+    assert (real.model, real.task, real.tokenizer) == ("RWKV/v6-Finch-1B6-HF", "mrpc", "both")
+
+
+def test_info_tells_versions_devices_and_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import dataclasses
+
+    sizes = dataclasses.make_dataclass("Config", [("n_layer", int), ("n_embd", int)])(12, 192)
+    model = types.SimpleNamespace(source="made/up", revision="abc", config=sizes)
+    monkeypatch.setattr(cli.RWKV6, "from_pretrained", lambda *_, **__: model)
+    assert cli.main(["info", "made/up"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    facts = {name.strip(): value.strip() for name, value in lines.items()}
+    assert facts["numpy"] == np.__version__ and facts["model"] == "made/up"
+    assert (facts["n_layer"], facts["n_embd"], facts["revision"]) == ("12", "192", "abc")
+    assert {"cpu", "cores", "instruction sets", "cuda", "auto", "python"} <= set(facts)
