@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hubserver import Repo, serve
+from huggingface_hub import constants
 
 from rwkvsts import datasets
 from rwkvsts.errors import DataError, HubError
@@ -235,6 +237,39 @@ def test_sick_from_the_hub_is_one_split_of_jsonl(tmp_path: Path, hub: dict[str, 
         datasets.load("sick-2014", "test")
     with pytest.raises(DataError, match=r"hub copy of sick offers nothing.*SICK\.txt"):
         datasets.load("sick", "test")
+
+
+def test_real_client_caches_pins_and_explains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parquet(word: str) -> bytes:
+        columns = {f"sentence{k}": [f"{word} {k} {i}" for i in range(1379)] for k in (1, 2)}
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(pa.table({**columns, "score": [0.5] * 1379}), sink)
+        return sink.getvalue().to_pybytes()
+
+    old, new = "a" * 40, "b" * 40
+    file = "data/test-00000-of-00001.parquet"
+    repo = Repo({old: {file: parquet("Old")}, new: {file: parquet("New")}}, {"main": new})
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    place = {"cache_dir": tmp_path / "cache"}
+    with serve({"sentence-transformers/stsb": repo}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert datasets.load("stsb", "test", **place).sentence1[7] == "New 1 7"
+        assert datasets.load("stsb", "test", revision=old, **place).sentence2[7] == "Old 2 7"
+        with pytest.raises(HubError, match=r"test-00000-of-00001\.parquet of the data set"):
+            datasets.load("stsb", "test", revision="c" * 40, **place)
+        with pytest.raises(HubError, match="nyu-mll/glue could not be had from the hub"):
+            datasets.load("mrpc", "test", **place)
+    # The hub is gone: what was downloaded serves, what was not says so.
+    assert datasets.load("stsb", "test", **place).sentence1[0] == "New 1 0"
+    assert len(datasets.load("stsb", "test", local_files_only=True, **place)) == 1379
+    with pytest.raises(HubError, match="check the network, or give a local folder"):
+        datasets.load("stsb", "train", local_files_only=True, **place)
 
 
 def test_no_network_is_a_hub_error(hub: dict[str, Path]) -> None:
