@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, HubError
-from .layout import refusal, shown
+from .layout import MAX_DESCRIPTION_BYTES, refusal, shown
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".index.json"
@@ -30,7 +30,6 @@ STANDARD_NAMES = (
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)")
-MAX_INDEX_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,10 @@ def resolve(
 
 def shard_names(index: Path) -> dict[str, str]:
     """The tensors that a shards' index names, and the file that holds each."""
-    if index.stat().st_size > MAX_INDEX_BYTES:
-        raise refusal(str(index), f"at most {MAX_INDEX_BYTES} bytes", f"{index.stat().st_size}")
+    if index.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise refusal(
+            str(index), f"at most {MAX_DESCRIPTION_BYTES} bytes", f"{index.stat().st_size}"
+        )
     try:
         content = json.loads(index.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

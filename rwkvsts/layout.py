@@ -32,6 +32,9 @@ READABLE: dict[str, np.dtype[Any]] = {
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**48
 
+# What a file says about its tensors: 0.2 MB for Finch 14B's 1714. Bounds the work of hostile files.
+MAX_DESCRIPTION_BYTES = 4 * 2**20
+
 DAMAGED = "The file is damaged or incomplete: download or copy it again."
 
 

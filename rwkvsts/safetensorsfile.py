@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from .errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
+    MAX_DESCRIPTION_BYTES,
     Extent,
     TensorInfo,
     checked_sizes,
@@ -27,9 +28,6 @@ from .layout import (
     shown,
 )
 
-# The header of Finch 14B's 1714 tensors takes 0.2 MB: this leaves room and still bounds the parser.
-MAX_HEADER_BYTES = 16 * 2**20
-
 
 def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     """Names and places of the tensors of an open safetensors file."""
@@ -37,7 +35,7 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     prefix = bytearray(8)
     read_exactly(file, path, 0, memoryview(prefix))
     header_bytes = int.from_bytes(prefix, "little")
-    limit = min(MAX_HEADER_BYTES, file_bytes - 8)
+    limit = min(MAX_DESCRIPTION_BYTES, file_bytes - 8)
     if header_bytes > limit:
         raise refusal(f"{path}: header", f"at most {limit} bytes", f"{header_bytes}")
     text = bytearray(header_bytes)

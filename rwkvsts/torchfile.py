@@ -10,7 +10,6 @@ Assumes nothing about the file. Promises that each tensor it lists lies within o
 
 from __future__ import annotations
 
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 from .errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
+    MAX_DESCRIPTION_BYTES,
     Extent,
     TensorInfo,
     checked_sizes,
@@ -29,9 +29,6 @@ from .layout import (
     refusal,
     shown,
 )
-
-# The pickle of Finch 14B's 1714 tensors takes 0.2 MB: this leaves room and still bounds the work.
-MAX_PICKLE_BYTES = 16 * 2**20
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 RESAVE = "Save a plain state_dict again: torch.save(model.state_dict(), path)."
@@ -99,7 +96,7 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     order = members.get(f"{root}byteorder")
     if order is not None and _bytes(file, path, order, 16) != b"little":
         raise refusal(str(path), "little-endian tensors", "another byte order", RESAVE)
-    pickled = _bytes(file, path, members[f"{root}data.pkl"], MAX_PICKLE_BYTES)
+    pickled = _bytes(file, path, members[f"{root}data.pkl"], MAX_DESCRIPTION_BYTES)
     top = _walk(pickled, f"{path}: data.pkl")
     if not isinstance(top, dict):
         raise refusal(str(path), "a mapping of names to tensors", shown(top), RESAVE)
@@ -203,57 +200,69 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
     return members
 
 
-def _walk(data: bytes, where: str) -> object:
+def _walk(pickled: bytes, where: str) -> object:
     """What the pickle describes, in dicts, tuples, numbers, strings, Name, Storage and Tensor."""
-    machine = _Machine(where)
+    machine = _Machine(pickled, where)
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.step(opcode.name, argument)
+        while (opcode := machine.take(1)) != b".":
+            machine.step(opcode)
+        return machine.stack.pop()
     except CheckpointError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        # A stack or memo that is not there, or an argument cut off: genops and list say which.
-        raise refusal(where, "a pickle as torch.save writes", f"{error}"[:100]) from error
-    raise refusal(where, "a pickle that ends", "no STOP")
+    except (ValueError, IndexError, KeyError) as error:
+        # The pickle ends early, or wants what is not on the stack or in the memo, or is not UTF-8.
+        found = f"at byte {machine.position}: {type(error).__name__} {error}"[:100]
+        raise refusal(where, "a pickle as torch.save writes", found) from error
 
 
 class _Machine:
-    """The stack and memo of a pickle, and the opcodes of protocol 2 that torch.save uses."""
+    """The stack and memo of a pickle, and those opcodes of protocol 2 that torch.save uses."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, pickled: bytes, where: str) -> None:
+        self.pickled = pickled
+        self.position = 0
         self.where = where
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def step(self, opcode: str, argument: Any) -> None:
+    def step(self, opcode: bytes) -> None:
         if opcode in CONSTANTS:
             self.stack.append(CONSTANTS[opcode])
-        elif opcode in LITERALS:
-            self.stack.append(argument)
-        elif opcode in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif opcode in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif opcode == "GLOBAL":
-            if argument not in KNOWN_NAMES:
-                raise self.refuse("only names that describe tensors", f"the name {shown(argument)}")
-            self.stack.append(Name(argument))
+        elif opcode in NUMBERS:
+            self.stack.append(self.number(NUMBERS[opcode]))
+        elif opcode in PUTS:
+            self.memo[self.number(PUTS[opcode])] = self.stack[-1]
+        elif opcode in GETS:
+            self.stack.append(self.memo[self.number(GETS[opcode])])
         elif opcode in ACTIONS:
             ACTIONS[opcode](self)
-        elif opcode != "PROTO":
-            raise self.refuse("only opcodes that describe tensors", opcode)
+        else:
+            raise self.refuse("only opcodes that describe tensors", f"opcode {opcode!r}")
 
     def refuse(self, expected: str, found: str) -> CheckpointError:
         remedy = "It may be hostile, or hold more than weights. Nothing in it was run. " + RESAVE
         return refusal(self.where, expected, found, remedy)
 
+    def take(self, size: int) -> bytes:
+        """The pickle's next `size` bytes."""
+        end = self.position + size
+        if end > len(self.pickled):
+            raise IndexError("the pickle ends here")
+        start, self.position = self.position, end
+        return self.pickled[start:end]
+
+    def number(self, form: struct.Struct) -> Any:
+        return form.unpack(self.take(form.size))[0]
+
+    def line(self) -> str:
+        end = self.pickled.index(b"\n", self.position)
+        return self.take(end + 1 - self.position)[:-1].decode()
+
     def pop(self, number: int) -> tuple[Any, ...]:
         """The last `number` values, oldest first."""
         if number > len(self.stack):
-            raise IndexError("the pickle's stack is empty")
+            raise IndexError("the stack is empty")
         values = self.stack[len(self.stack) - number :]
         del self.stack[len(self.stack) - number :]
         return tuple(values)
@@ -261,11 +270,26 @@ class _Machine:
     def pop_mark(self) -> tuple[Any, ...]:
         return self.pop(max(0, len(self.stack) - self.marks.pop()))
 
+    def proto(self) -> None:
+        self.take(1)
+
     def mark(self) -> None:
         self.marks.append(len(self.stack))
 
     def empty_dict(self) -> None:
         self.stack.append({})
+
+    def string(self) -> None:
+        self.stack.append(self.take(self.number(UINT32)).decode())
+
+    def long(self) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number(UINT8)), "little", signed=True))
+
+    def name(self) -> None:
+        name = f"{self.line()} {self.line()}"
+        if name not in KNOWN_NAMES:
+            raise self.refuse("only names that describe tensors", f"the name {shown(name)}")
+        self.stack.append(Name(name))
 
     def tuple_(self) -> None:
         self.stack.append(self.pop_mark())
@@ -318,18 +342,30 @@ class _Machine:
             raise self.refuse("a tensor to rebuild", f"{name} of {len(arguments)} other arguments")
 
 
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-LITERALS = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-ACTIONS: dict[str, Callable[[_Machine], None]] = {
-    "MARK": _Machine.mark,
-    "EMPTY_DICT": _Machine.empty_dict,
-    "TUPLE": _Machine.tuple_,
-    "TUPLE1": lambda machine: machine.stack.append(machine.pop(1)),
-    "TUPLE2": lambda machine: machine.stack.append(machine.pop(2)),
-    "TUPLE3": lambda machine: machine.stack.append(machine.pop(3)),
-    "SETITEM": lambda machine: machine.set_items(machine.pop(2)),
-    "SETITEMS": lambda machine: machine.set_items(machine.pop_mark()),
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
-    "REDUCE": _Machine.reduce,
+UINT8, UINT32 = struct.Struct("<B"), struct.Struct("<I")
+CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
+NUMBERS = {
+    b"K": UINT8,
+    b"M": struct.Struct("<H"),
+    b"J": struct.Struct("<i"),
+    b"G": struct.Struct(">d"),
+}
+PUTS = {b"q": UINT8, b"r": UINT32}
+GETS = {b"h": UINT8, b"j": UINT32}
+ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _Machine.proto,
+    b"(": _Machine.mark,
+    b"}": _Machine.empty_dict,
+    b"X": _Machine.string,
+    b"\x8a": _Machine.long,
+    b"c": _Machine.name,
+    b"t": _Machine.tuple_,
+    b"\x85": lambda machine: machine.stack.append(machine.pop(1)),
+    b"\x86": lambda machine: machine.stack.append(machine.pop(2)),
+    b"\x87": lambda machine: machine.stack.append(machine.pop(3)),
+    b"s": lambda machine: machine.set_items(machine.pop(2)),
+    b"u": lambda machine: machine.set_items(machine.pop_mark()),
+    b"b": _Machine.build,
+    b"Q": _Machine.persistent,
+    b"R": _Machine.reduce,
 }
