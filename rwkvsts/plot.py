@@ -35,7 +35,7 @@ def layers(study: Study, path: str | Path) -> None:
         _panel(panel, study, [row for row in study.rows if row.split == split])
     panels[0].set_ylabel("Spearman correlation")
     figure.suptitle(
-        f"{Path(study.config.model).name} on {study.config.task}: 95 % intervals by layer"
+        f"model {Path(study.config.model).name}, task {study.config.task}: 95 % intervals"
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)

@@ -89,6 +89,7 @@ def _replace(line: int, text: str) -> Callable[[list[str]], list[str]]:
     ("spoil", "message"),
     [
         (_replace(7, "2\t5\t10005\ta\tb"), r"line 7, column 'Quality': expected 0 or 1, found '2'"),
+        (_replace(7, "0.5\t5\t10005\ta\tb"), r"line 7, column 'Quality'.*found '0.5'"),
         (_replace(7, "nan\t5\t10005\ta\tb"), r"line 7, column 'Quality'.*found 'nan'"),
         (_replace(7, "1\t5\t10005\ta"), r"line 7: expected 5 tab separated columns, found 4"),
         (_replace(7, "1\t5\t10005\ta\tb\tc"), r"line 7: expected 5 tab .* found 6"),

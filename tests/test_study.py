@@ -130,6 +130,20 @@ def test_model_is_asked_as_the_paper_does(model: BagOfWords, glove: Path) -> Non
     assert [c["layers"] for c in model.calls if c["texts"] == 120] == [[1, 3]]
 
 
+def test_each_layer_has_its_own_time(
+    model: BagOfWords, glove: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_pairs(embed: Any, *_: Any, **__: Any) -> evaluate.PairTime:
+        model.calls.append({"layers": 0})
+        embed(["w1", "w2"])
+        return evaluate.PairTime(model.calls[-1]["layers"], 7.0, 2)
+
+    monkeypatch.setattr(evaluate, "time_pairs", time_pairs)
+    table = study.run(config(glove, layers=(5, 3)))
+    assert [row.ms_per_pair for row in table.rows[1:5]] == [0, 0, 5000, 3000]
+    assert {row.ms_per_pair_mean for row in table.rows[1:5]} == {7000}
+
+
 def test_published_figures_stand_only_beside_the_same_protocol(
     model: BagOfWords, glove: Path
 ) -> None:
