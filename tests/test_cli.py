@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -187,6 +188,8 @@ def test_absent_inputs_and_places(
     texts: Path, tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = str(tmp_path / "nowhere")
+    write_stsb(tmp_path)
+    stsb = ["study", "--task", "stsb", "--data", str(tmp_path)]
     for argv, message in [
         (["embed", nowhere, "--out", str(tmp_path / "x.npy")], "No such file"),
         (["embed", str(texts), "--out", str(texts / "x.npy")], "cannot write into"),
@@ -196,6 +199,8 @@ def test_absent_inputs_and_places(
             ["study", "--task", "mrpc", "--data", str(tmp_path)],
             "msr_paraphrase_train.txt is neither",
         ),
+        ([*stsb, "--glove", nowhere], "nowhere, after line 0: cannot be read"),
+        ([*stsb, "--split", "dev"], "no split 'dev' in stsb"),
         (["study", "--out", str(texts)], "cannot write into"),
     ]:
         status, error = fails(capsys, *argv)
@@ -270,6 +275,14 @@ def test_without_arguments_the_bundled_study_runs_and_says_so(
     # What the last line says must be a command that parses.
     real = cli._parser().parse_args(cli.REAL.split()[1:])
     assert (real.model, real.task, real.tokenizer) == ("RWKV/v6-Finch-1B6-HF", "mrpc", "both")
+
+
+def test_help_and_errors_come_quickly() -> None:
+    """What takes long to import waits until it is needed."""
+    heavy = ("scipy.stats", "pandas", "pyarrow", "matplotlib", "huggingface_hub", "tabulate")
+    code = f"import sys, rwkvsts.cli; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_info_tells_versions_devices_and_sizes(
