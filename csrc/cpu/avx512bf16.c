@@ -19,15 +19,16 @@ static inline __attribute__((always_inline)) pairs same_pair(const uint32_t *p) 
 }
 
 /* a: pairs [k/2][TILE_ROWS], w: pairs [k/2][PANEL]. */
-static inline __attribute__((always_inline)) void tile(int m, int k, const uint32_t *a, const uint32_t *w, float *c,
-                                                       bool first) {
+static inline __attribute__((always_inline)) void tile_rows(int m, const struct tile *t, bool first) {
+    const uint32_t *a = t->a, *w = t->w;
+    float *c = t->c;
     vec sum[TILE_ROWS][2];
 #pragma GCC unroll 16
     for (int i = 0; i < m; i++) {
         sum[i][0] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * PANEL);
         sum[i][1] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * PANEL + 16);
     }
-    for (int step = 0; step < k; step += 2) {
+    for (int step = 0; step < t->k; step += 2) {
         pairs left = (pairs)_mm512_loadu_si512(w), right = (pairs)_mm512_loadu_si512(w + 16);
 #pragma GCC unroll 16
         for (int i = 0; i < m; i++) {
@@ -46,10 +47,10 @@ static inline __attribute__((always_inline)) void tile(int m, int k, const uint3
 }
 
 #define TILE_CASE(m)                                                                                         \
-    case m: tile(m, k, a, w, c, first); break;
+    case m: tile_rows(m, t, t->first); break;
 
-static void tile_pairs(int m, int k, const void *a, const void *w, float *c, bool first) {
-    switch (m) { /* constants, so that sums stay in registers */
+static void tile_pairs(const struct tile *t) {
+    switch (t->m) { /* constants, so that sums stay in registers */
         TILE_CASE(1)
         TILE_CASE(2)
         TILE_CASE(3)
@@ -67,7 +68,7 @@ static void tile_pairs(int m, int k, const void *a, const void *w, float *c, boo
 
 void kernels_avx512bf16(struct kernels *k) {
     k->bf16 = (struct tile_product){
-        .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .run = {NULL, tile_pairs}};
+        .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .k_block = 512, .run = {NULL, tile_pairs}};
 }
 
 #include "target_end.h"

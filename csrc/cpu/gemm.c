@@ -140,30 +140,46 @@ size_t gemm_sums_bytes(const struct tile_product *product, int rows) {
     return (size_t)round_up(rows, product->tile_rows) * PANEL * PANEL_BLOCK * sizeof(float);
 }
 
-/* K in blocks of K_BLOCK, so that a block of inputs stays in the second-level cache and a panel's block in the first;
- * sums wait in `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. */
+/* Weights of a panel from input k on. */
+static const unsigned char *weights_at(const struct gemm_part *part, int panel, int k) {
+    const struct packed *w = part->weight;
+    return w->data + (size_t)(part->g * w->panels + part->panel + panel) * w->panel_bytes +
+           (size_t)k * PANEL * dtype_bytes(w->dtype);
+}
+
+/* All rows of a part times one panel's inputs k .. k + step. */
+static void gemm_panel(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                       const struct finish *finish, int panel, int k, int step, float *sums) {
+    const struct packed *w = part->weight;
+    int tile_rows = product->tile_rows, tiles = round_up(part->rows, tile_rows) / tile_rows;
+    int column = (part->panel + panel) * PANEL;
+    size_t tile_bytes = gemm_input_bytes(product, tile_rows, w->k), from = (size_t)k * tile_bytes / (size_t)w->k_padded;
+    struct tile t = {.k = step, .w = weights_at(part, panel, k), .first = k == 0};
+    size_t weight_bytes = (size_t)step * PANEL * dtype_bytes(w->dtype);
+    const unsigned char *soon = panel + 1 < part->panels ? weights_at(part, panel + 1, k) : NULL;
+    t.soon_bytes = soon ? weight_bytes / (size_t)tiles : 0;
+    for (int i = 0; i < tiles; i++) {
+        int first = i * tile_rows;
+        t.m = least(tile_rows, part->rows - first);
+        t.a = (const char *)part->in + (size_t)i * tile_bytes + from;
+        t.c = sums + (size_t)(panel * tiles + i) * (size_t)tile_rows * PANEL;
+        t.soon = soon ? soon + (size_t)i * t.soon_bytes : NULL;
+        product->run[w->dtype == BF16](&t);
+        if (k + step == w->k_padded)
+            apply(finish, t.m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, t.c);
+    }
+}
+
+/* K in blocks, so that a block of inputs stays in the second-level cache and a panel's block in the first; sums wait in
+ * `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. */
 static void gemm_panels(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
                         const struct finish *finish, float *sums) {
-    const struct packed *w = part->weight;
-    size_t tile_rows = (size_t)product->tile_rows, element = input_element(product);
-    int tiles = round_up(part->rows, product->tile_rows) / product->tile_rows;
-    tile_kernel *run = product->run[w->dtype == BF16];
-    for (int k = 0; k < w->k_padded; k += K_BLOCK) {
-        int step = least(K_BLOCK, w->k_padded - k);
-        for (int j = 0; j < part->panels; j++) {
-            int panel = part->panel + j, column = panel * PANEL;
-            const unsigned char *weights = w->data + (size_t)(part->g * w->panels + panel) * w->panel_bytes +
-                                           (size_t)k * PANEL * dtype_bytes(w->dtype);
-            for (int i = 0; i < tiles; i++) {
-                int first = i * product->tile_rows, m = least(product->tile_rows, part->rows - first);
-                float *c = sums + (size_t)(j * tiles + i) * tile_rows * PANEL;
-                const char *in = (const char *)part->in + ((size_t)i * (size_t)w->k_padded + (size_t)k) * tile_rows * element;
-                run(m, step, in, weights, c, k == 0);
-                if (k + step == w->k_padded)
-                    apply(finish, m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, c);
-            }
-        }
-    }
+    int K = part->weight->k_padded;
+    if (product->enter) product->enter();
+    for (int k = 0; k < K; k += product->k_block)
+        for (int panel = 0; panel < part->panels; panel++)
+            gemm_panel(product, apply, part, finish, panel, k, least(product->k_block, K - k), sums);
+    if (product->leave) product->leave();
 }
 
 void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,

@@ -14,7 +14,7 @@ struct packed {
     _Alignas(64) unsigned char data[];
 };
 
-enum { ROW_BLOCK = 256, PANEL_BLOCK = 8, K_BLOCK = 512 };
+enum { ROW_BLOCK = 256, PANEL_BLOCK = 8 };
 
 /* Packs a LINEAR, LORA_DOWN or LORA_UP array for a device whose products read `in` type. bfloat16 weights stay bfloat16
  * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */

@@ -15,17 +15,27 @@
 
 #include "../backend.h"
 
-enum { PANEL = 32, MAX_TILE_ROWS = 32 };
+enum { PANEL = 32 };
 
 enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
 
-/* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k. */
-typedef void tile_kernel(int m, int k, const void *a, const void *w, float *c, bool first);
+/* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k.
+ * `soon` are weights that the next calls want, for a kernel that outruns memory to fetch meanwhile. */
+struct tile {
+    int m, k;
+    const void *a, *w;
+    float *c;
+    bool first;
+    const void *soon;
+    size_t soon_bytes;
+};
+typedef void tile_kernel(const struct tile *t);
 
 struct tile_product {
     enum input_layout layout;
-    int tile_rows, k_step;
-    tile_kernel *run[2]; /* by weights: F32, BF16; NULL where weights are never packed so */
+    int tile_rows, k_step, k_block; /* k_block: inputs multiplied before going on to the next panel */
+    tile_kernel *run[2];            /* by weights: F32, BF16; NULL where weights are never packed so */
+    void (*enter)(void), (*leave)(void); /* around the calls of a block; may be NULL */
 };
 
 /* What happens to a tile of y while it is in the first-level cache. The first six are the verbs' own. */

@@ -13,6 +13,7 @@ VECTOR_FN void fill_table(struct kernels *k) {
         .layout = PACKED_F32,
         .tile_rows = TILE_ROWS,
         .k_step = 2, /* pairs; float32 weights share it for the sake of one layout of the inputs */
+        .k_block = 512,
         .run = {tile_f32, tile_widened},
     };
 }

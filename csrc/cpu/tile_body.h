@@ -38,27 +38,28 @@ VECTOR_FN void tile_strip(int m, int k, bool paired, const float *a, const float
         for (int j = 0; j < TILE_VECTORS; j++) store(c + i * PANEL + j * LANES, sum[i][j]);
 }
 
-VECTOR_FN void tile_panel(int m, int k, bool paired, const float *a, const float *w, float *c, bool first) {
+VECTOR_FN void tile_panel(int m, const struct tile *t, bool paired) {
+    const float *a = t->a, *w = t->w;
     for (int j = 0; j < PANEL; j += STRIP) {
-        if (first) tile_strip(m, k, paired, a, w + j, c + j, true);
-        else tile_strip(m, k, paired, a, w + j, c + j, false);
+        if (t->first) tile_strip(m, t->k, paired, a, w + j, t->c + j, true);
+        else tile_strip(m, t->k, paired, a, w + j, t->c + j, false);
     }
 }
 
 /* The number of rows is a constant in each case, so that sums stay in registers. */
 #define TILE_CASE(m)                                                                                         \
-    case m: tile_panel(m, k, paired, a, w, c, first); break;
+    case m: tile_panel(m, t, paired); break;
 
-VECTOR_FN void tile_rows(int m, int k, bool paired, const float *a, const float *w, float *c, bool first) {
-    switch (m) {
+VECTOR_FN void tile_of(const struct tile *t, bool paired) {
+    switch (t->m) {
         TILE_CASES
     }
 }
 
-static void tile_f32(int m, int k, const void *a, const void *w, float *c, bool first) {
-    tile_rows(m, k, false, a, w, c, first);
+static void tile_f32(const struct tile *t) {
+    tile_of(t, false);
 }
 
-static void tile_widened(int m, int k, const void *a, const void *w, float *c, bool first) {
-    tile_rows(m, k, true, a, w, c, first);
+static void tile_widened(const struct tile *t) {
+    tile_of(t, true);
 }
