@@ -87,7 +87,7 @@ def resolve(
             "repository 'org/name'; found no such path. Check the name."
         )
     # Read on every call: the library itself reads its variable once, when it is imported.
-    endpoint = os.environ.get("HF_ENDPOINT") or None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     place = {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": endpoint}
     return _from_hub(name, place, local_files_only)
 
@@ -142,14 +142,12 @@ def _from_hub(repo: str, place: dict[str, Any], local_files_only: bool) -> Sourc
     from huggingface_hub import snapshot_download
 
     unreachable = None if local_files_only else _download(repo, place)
-    told = place["revision"] or "main"
+    cause = f"revision {place['revision'] or 'main'!r} is not wholly in the cache"
     if unreachable is None:
-        cause = f"revision {told!r} was never downloaded here: run once without local_files_only"
+        cause += ": run once without local_files_only"
     else:
-        cause = (
-            f"the hub cannot be reached ({_first_line(unreachable)}) and revision {told!r} is not"
-        )
-        cause += " wholly in the cache: check the network, or give the path of a local file"
+        cause = f"the hub cannot be reached ({_first_line(unreachable)}) and {cause}"
+        cause += ": check the network, or give the path of a local file"
     try:
         # No pattern: only asks where the cache keeps this revision.
         folder = snapshot_download(repo, **place, local_files_only=True, allow_patterns=[])
@@ -173,16 +171,13 @@ def _download(repo: str, place: dict[str, Any]) -> Exception | None:
     client, and huggingface_hub has changed it twice.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         api = HfApi(endpoint=place["endpoint"], token=place["token"])
         listing = api.model_info(repo, revision=place["revision"])
-    except HFValidationError as error:
-        raise HubError(f"{repo}: not a repository's name: {_first_line(error)}") from error
     except Exception as error:
-        if isinstance(error, HfHubHTTPError) and _status(error) < 500:
-            raise HubError(f"{repo}: {_answer(error, repo, place)}") from error
+        if answer := _answer(error, repo, place):
+            raise HubError(f"{repo}: {answer}.") from error
         return error
     names = [entry.rfilename for entry in listing.siblings or ()]
     wanted = [_choose(repo, names)]
@@ -197,37 +192,32 @@ def _download(repo: str, place: dict[str, Any]) -> Exception | None:
     except CheckpointError:
         raise
     except Exception as error:
-        if isinstance(error, HfHubHTTPError) and _status(error) < 500:
-            raise HubError(f"{repo}: {_answer(error, repo, place)}") from error
-        raise HubError(
-            f"{repo}: the download broke off ({_first_line(error)}). Files that were complete are "
-            "kept: run it again."
-        ) from error
+        broken = f"the download broke off ({_first_line(error)}). Files that were complete are kept"
+        answer = _answer(error, repo, place) or f"{broken}: run it again"
+        raise HubError(f"{repo}: {answer}.") from error
     return None
 
 
-def _answer(error: Exception, repo: str, place: dict[str, Any]) -> str:
-    """What a refusal of the hub means, and what to do."""
+def _answer(error: Exception, repo: str, place: dict[str, Any]) -> str | None:
+    """What a refusal of the hub means and what to do; None if the hub gave no answer."""
     from huggingface_hub import errors
 
     page = f"{place['endpoint'] or 'https://huggingface.co'}/{repo}"
     log_in = "pass token=, or run `hf auth login`"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError):
+        return f"not a repository's name ({_first_line(error)}): check the name"
     if isinstance(error, errors.GatedRepoError):
-        return f"gated: accept its terms on {page} while logged in, then {log_in}."
+        return f"gated: accept its terms on {page} while logged in, then {log_in}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"no such repository, or a private one: check the name, or {log_in} if it is private."
-        )
+        return f"no such repository, or a private one: check the name, or {log_in} if it is private"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"no revision {place['revision']!r}: give a branch, tag or commit listed on {page}."
-    if _status(error) in (401, 403):
-        return f"access denied ({_first_line(error)}): {log_in} with a token that may read it."
-    return f"the hub refused: {_first_line(error)}."
-
-
-def _status(error: Exception) -> int:
-    """The HTTP status behind an exception of huggingface_hub; 500 if there was no answer at all."""
-    return getattr(getattr(error, "response", None), "status_code", 500)
+        return f"no revision {place['revision']!r}: give a branch, tag or commit listed on {page}"
+    if status in (401, 403):
+        return f"access denied ({_first_line(error)}): {log_in} with a token that may read it"
+    if status is not None and 400 <= status < 500:
+        return f"the hub refused ({_first_line(error)}): look at {page}"
+    return None
 
 
 def _first_line(error: Exception) -> str:

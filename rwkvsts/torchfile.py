@@ -10,6 +10,7 @@ Assumes nothing about the file. Promises that each tensor it lists lies within o
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -131,12 +132,9 @@ def _place(
     (offset,) = checked_sizes([value.offset], where, "a storage offset")
     if len(shape) != len(strides):
         raise refusal(where, f"{len(shape)} strides for shape {list(shape)}", f"{len(strides)}")
-    row_major = all(
-        size == 1 or stride == count(shape[axis + 1 :], where)
-        for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
-    )
+    row_major = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     info = TensorInfo(storage.dtype, shape)
-    extent = Extent(info, member.start + offset * item, None if row_major else strides)
+    extent = Extent(info, member.start + offset * item, None if strides == row_major else strides)
     # The second bound is for elements that share a place (stride 0): few bytes must not claim many.
     if offset + extent.span() > storage.numel or count(shape, where) > storage.numel:
         raise refusal(
@@ -261,14 +259,14 @@ class _Machine:
 
     def pop(self, number: int) -> tuple[Any, ...]:
         """The last `number` values, oldest first."""
-        if number > len(self.stack):
-            raise IndexError("the stack is empty")
+        if not 0 <= number <= len(self.stack):
+            raise IndexError("not so many on the stack")
         values = self.stack[len(self.stack) - number :]
         del self.stack[len(self.stack) - number :]
         return tuple(values)
 
     def pop_mark(self) -> tuple[Any, ...]:
-        return self.pop(max(0, len(self.stack) - self.marks.pop()))
+        return self.pop(len(self.stack) - self.marks.pop())
 
     def proto(self) -> None:
         self.take(1)

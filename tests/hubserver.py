@@ -36,14 +36,15 @@ class Hub:
     """What the server serves and what happened to it.
 
     cut : file names to the number of bytes after which their next transfer breaks off, once
-    down : answer 503 to everything; set by a cut if `down_after_cut`
+    status : answer everything with this status, unless it is 200
+    status_after_cut : what a cut sets `status` to
     log : (method, path, Range header) of each request
     """
 
     repos: dict[str, Repo]
     cut: dict[str, int] = field(default_factory=dict)
-    down: bool = False
-    down_after_cut: bool = False
+    status: int = 200
+    status_after_cut: int = 200
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     endpoint: str = ""
     server: ThreadingHTTPServer | None = None
@@ -93,8 +94,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path, self.headers.get("Range")))
-        if self.hub.down:
-            return self.answer(503, b"down")
+        if self.hub.status != 200:
+            headers = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            return self.answer(self.hub.status, b"", headers)
         match = API.fullmatch(path) or FILE.fullmatch(path)
         repo = self.hub.repos.get(match[1]) if match else None
         if match is None or repo is None:
@@ -142,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         limit = len(content)
         if self.command == "GET" and name in self.hub.cut:
             limit = self.hub.cut.pop(name)
-            self.hub.down = self.hub.down_after_cut
+            self.hub.status = self.hub.status_after_cut
         self.answer(206 if start else 200, content[start:], headers, limit)
 
     def refuse(self, status: int, code: str, message: str) -> None:

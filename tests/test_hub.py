@@ -191,6 +191,12 @@ class TestRepository:
         assert resolve(REPO, cache_dir=cache) == online
         assert resolve(REPO, cache_dir=cache, local_files_only=True) == online
 
+    def test_endpoint_with_a_slash(
+        self, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint + "/")
+        assert resolve(REPO, cache_dir=cache).revision == NEW
+
     def test_cached_copy_asks_for_nothing_again(self, hub: Hub, cache: Path) -> None:
         first = resolve(REPO, cache_dir=cache)
         hub.log.clear()
@@ -207,7 +213,8 @@ class TestRepository:
             assert source.revision == OLD
             assert values(source)["head.weight"] == [-1.0] * 12
         hub.stop()
-        assert resolve(REPO, revision="v1", cache_dir=cache).revision == OLD
+        for revision in (OLD, "v1"):
+            assert resolve(REPO, revision=revision, cache_dir=cache).revision == OLD
         with pytest.raises(HubError, match="revision 'main' is not wholly in the cache"):
             resolve(REPO, cache_dir=cache)
 
@@ -262,6 +269,14 @@ class TestRefusals:
         with pytest.raises(HubError, match=f"gated: accept its terms on {hub.endpoint}/{REPO}"):
             resolve(REPO, cache_dir=cache)
 
+    @pytest.mark.parametrize(
+        ("status", "words"), [(401, "access denied"), (403, "access denied"), (410, "hub refused")]
+    )
+    def test_other_refusals(self, hub: Hub, cache: Path, status: int, words: str) -> None:
+        hub.status = status
+        with pytest.raises(HubError, match=words):
+            resolve(REPO, cache_dir=cache, token="some-token")
+
     def test_unknown_revision(self, hub: Hub, cache: Path) -> None:
         with pytest.raises(HubError, match="no revision 'v9': give a branch"):
             resolve(REPO, revision="v9", cache_dir=cache)
@@ -283,16 +298,16 @@ class TestRefusals:
         hub.stop()
         with pytest.raises(HubError, match="the hub cannot be reached .* check the network"):
             resolve(REPO, cache_dir=cache)
-        with pytest.raises(HubError, match="run once without local_files_only"):
+        with pytest.raises(HubError, match="'main' is not .* run once without local_files_only"):
             resolve(REPO, cache_dir=cache, local_files_only=True)
 
     def test_hub_that_is_down(self, hub: Hub, cache: Path) -> None:
-        hub.down = True
+        hub.status = 503
         with pytest.raises(HubError, match="cannot be reached"):
             resolve(REPO, cache_dir=cache)
-        hub.down = False
+        hub.status = 200
         online = resolve(REPO, cache_dir=cache)
-        hub.down = True
+        hub.status = 503
         assert resolve(REPO, cache_dir=cache) == online
 
     def test_name_that_cannot_be_a_repository(self, hub: Hub, cache: Path) -> None:
@@ -315,12 +330,12 @@ class TestBrokenTransfer:
 
     def test_next_call_completes_it(self, hub: Hub, cache: Path) -> None:
         hub.cut["pytorch_model.bin"] = 500
-        hub.down_after_cut = True
+        hub.status_after_cut = 503
         with pytest.raises(HubError, match=r"broke off .* run it again"):
             resolve(REPO, cache_dir=cache)
         with pytest.raises(HubError, match="not wholly in the cache"):
             resolve(REPO, cache_dir=cache)
-        hub.down = hub.down_after_cut = False
+        hub.status, hub.status_after_cut = 200, 200
         source = resolve(REPO, cache_dir=cache)
         assert values(source)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
 
@@ -330,10 +345,10 @@ class TestBrokenTransfer:
         first, second = write_sharded(folder, ARRAYS, ".bin"), "pytorch_model-00002-of-00002.bin"
         hub.repos["org/sharded"] = Repo({NEW: contents(folder)}, {"main": NEW})
         hub.cut[second] = 100
-        hub.down_after_cut = True
+        hub.status_after_cut = 503
         with pytest.raises(HubError, match="broke off"):
             resolve("org/sharded", cache_dir=cache)
-        hub.down = hub.down_after_cut = False
+        hub.status, hub.status_after_cut = 200, 200
         hub.log.clear()
         assert len(resolve("org/sharded", cache_dir=cache).files) == 2
         assert first.name not in hub.fetched()
