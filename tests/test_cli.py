@@ -1,6 +1,6 @@
 """The command line: what it writes, what it refuses, and that it leaves nothing half done.
 
-Runs in this process on a stand-in model; `test_the_real_thing` runs the program on a real one.
+Runs in this process on a stand-in model; where the test says so, the real program on a real one.
 """
 
 from __future__ import annotations
@@ -8,16 +8,21 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from makecheckpoint import write_safetensors
+from scipy.stats import spearmanr
+from tinymodel import random_weights
 
-from rwkvsts import cli, datasets, study
+from rwkvsts import RWKV6, cli, datasets, study
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
@@ -275,6 +280,67 @@ def test_without_arguments_the_bundled_study_runs_and_says_so(
     # What the last line says must be a command that parses.
     real = cli._parser().parse_args(cli.REAL.split()[1:])
     assert (real.model, real.task, real.tokenizer) == ("RWKV/v6-Finch-1B6-HF", "mrpc", "both")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    write_safetensors(tmp_path / "model.safetensors", random_weights(5, L=4, V=256))
+    return tmp_path / "model.safetensors"
+
+
+def program(*argv: object) -> list[str]:
+    model = ["--tokenizer", "bytes", "--device", "cpu", "--dtype", "float32"]
+    return [sys.executable, "-m", "rwkvsts", *map(str, argv), *model]
+
+
+def test_the_real_program_scores_a_real_model(weights: Path, tmp_path: Path) -> None:
+    write_stsb(tmp_path)
+    (tmp_path / "glove.txt").write_text("cat 1 0\ndog 0 1\nsat 1 1\n")
+    argv = ["study", "--model", weights, "--task", "stsb", "--split", "test[:40]", "--layers"]
+    argv += ["3,0,final", "--data", tmp_path, "--glove", tmp_path / "glove.txt"]
+    done = subprocess.run(
+        program(*argv, "--out", tmp_path / "out"), capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""  # no bar where there is no terminal
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"][3:]
+    model = RWKV6.from_pretrained(weights, device="cpu", dtype="float32", tokenizer="bytes")
+    pairs = datasets.load("stsb", "test[:40]", tmp_path)
+    for row, layer in zip(rows, (3, 0, "final"), strict=True):
+        # One text a call, scored pair by pair.
+        a, b = (
+            np.array([model.encode(text, layers=layer) for text in side], np.float64)
+            for side in (pairs.sentence1, pairs.sentence2)
+        )
+        cosine = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(a, b, strict=True)]
+        expected = spearmanr(np.round(cosine, 12), pairs.label).statistic
+        assert row["spearman"] == pytest.approx(expected, abs=1e-12)
+        assert row["layer"] == layer and row["ms_per_pair"] > 0 and row["peak_mib"] > 0
+
+
+def test_the_real_program_embeds_what_encode_gives(
+    weights: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.npy"
+    argv = ["embed", "-", "--model", weights, "--out", out, "--layers", "2,1", "--pooling", "max"]
+    subprocess.run(program(*argv), input=texts.read_bytes(), check=True)
+    model = RWKV6.from_pretrained(weights, device="cpu", dtype="float32", tokenizer="bytes")
+    expected = model.encode(TEXTS, layers=[2, 1], pooling="max")
+    assert np.array_equal(np.load(out), expected)  # to the bit
+
+
+def test_ctrl_c_ends_the_real_program_at_once(weights: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "long.txt", tmp_path / "results"
+    file.write_text(("word " * 200 + "\n") * 100_000)  # many minutes of work
+    argv = program("embed", file, "--model", weights, "--out", folder / "x.npy", "--layers", 3)
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as running:
+        until = time.monotonic() + 60
+        while not (folder.is_dir() and any(folder.iterdir())) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=60)
+    assert (running.returncode, error) == (130, "rwkvsts: interrupted\n")
+    assert list(folder.iterdir()) == []
 
 
 def test_help_and_errors_come_quickly() -> None:
