@@ -186,7 +186,7 @@ def _download(repo: str, place: dict[str, Any]) -> Exception | None:
         wanted.append(vocabulary)
     try:
         if wanted[0].endswith(INDEX_SUFFIX):
-            index = hf_hub_download(repo, wanted[0], **{**place, "revision": listing.sha})
+            index = hf_hub_download(repo, wanted[0], **place)
             wanted += set(shard_names(Path(index)).values())
         snapshot_download(repo, **place, allow_patterns=wanted)
     except CheckpointError:

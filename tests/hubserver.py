@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?")
 FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -92,7 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        # Not self.path, in which Python forgives a doubled slash at the start.
+        path = unquote(self.requestline.split(" ")[1].split("?")[0])
         self.hub.log.append((self.command, path, self.headers.get("Range")))
         if self.hub.status != 200:
             headers = {"X-Error-Message": "Invalid credentials in Authorization header"}

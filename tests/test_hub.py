@@ -287,6 +287,15 @@ class TestRefusals:
             resolve(REPO, cache_dir=cache)
         assert hub.fetched() == set()
 
+    def test_repository_without_a_shard(self, hub: Hub, cache: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "sharded"
+        folder.mkdir()
+        write_sharded(folder, ARRAYS, ".bin")
+        (folder / "pytorch_model-00002-of-00002.bin").unlink()
+        hub.repos[REPO].commits[NEW] = contents(folder)
+        with pytest.raises(CheckpointError, match="1 missing: pytorch_model-00002-of-00002.bin"):
+            resolve(REPO, cache_dir=cache)
+
     def test_repository_of_several_models(self, hub: Hub, cache: Path) -> None:
         files = hub.repos[REPO].commits[NEW]
         files["a.pth"] = files["b.pth"] = files.pop("pytorch_model.bin")
