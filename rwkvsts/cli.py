@@ -26,6 +26,8 @@ from ._core import cpu_features
 from .errors import DataError, DeviceError
 from .model import PAPER_LAYERS, POOLING, RWKV6, Layer
 
+TOKENIZERS = ("world", "gpt2", "bytes")
+BOTH = ("gpt2", "world")  # first the one that may fail: the vocabulary comes with the weights
 CHUNK = 4096  # texts held in memory, and between two steps of the bar, in `embed`
 REAL = (
     "rwkvsts study --model RWKV/v6-Finch-1B6-HF --tokenizer both --task mrpc "
@@ -94,9 +96,6 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_embed)
 
 
-TOKENIZERS = ("world", "gpt2", "bytes")
-
-
 def _add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
     parser.add_argument("--model", default="demo", help="file, folder, repository or demo")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
@@ -139,7 +138,7 @@ def run_study(args: argparse.Namespace) -> None:
     config = study.StudyConfig(
         model=args.model,
         task=args.task,
-        tokenizers=("world", "gpt2") if args.tokenizer == "both" else (args.tokenizer,),
+        tokenizers=BOTH if args.tokenizer == "both" else (args.tokenizer,),
         layers=args.layers,
         splits=tuple(args.split) if args.split else None,
         pooling=args.pooling,

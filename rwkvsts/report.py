@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +36,7 @@ TERMINAL_COLUMNS = len(HEADERS) - 1
 
 def text(study: Study) -> str:
     """The table for a terminal, notes below."""
-    notes = [f"- {note}" for note in study.notes]
+    notes = [textwrap.fill(f"- {note}", 110, subsequent_indent="  ") for note in study.notes]
     return "\n".join([_tabulate(study, "simple", TERMINAL_COLUMNS), "", *notes])
 
 

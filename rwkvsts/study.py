@@ -194,10 +194,10 @@ def open_model(config: StudyConfig, tokenizer: str) -> RWKV6:
 
 
 def run(config: StudyConfig) -> Study:
-    """Run the study: the controls first, then each tokenizer's model over all layers and splits.
+    """Run the study: each tokenizer's model over all layers and splits, and the controls.
 
-    Raises what `datasets.load`, `baselines.load_vectors` and `RWKV6` raise; data and word vectors
-    are read and checked before the model.
+    Raises what `datasets.load`, `baselines.load_vectors` and `RWKV6` raise. Data, word vectors
+    and model are read and checked in this order, before anything is computed.
     """
     pairs = load_pairs(config)
     vectors = baselines.load_vectors(
@@ -206,8 +206,6 @@ def run(config: StudyConfig) -> Study:
     )
     overlap = {p.split: baselines.word_overlap(p.sentence1, p.sentence2) for p in pairs}
     rows: list[Row] = []
-    for split in pairs:
-        rows += _control_rows(config, split, vectors, overlap[split.split])
     facts = machine_facts()
     facts["data"] = {p.split: p.source for p in pairs}
     facts["word_vectors"] = {"source": vectors.source, "rows": vectors.file_rows}
@@ -221,7 +219,10 @@ def run(config: StudyConfig) -> Study:
         del model
         gc.collect()
     facts["host_peak_mib"] = _mib(evaluate.host_peak_bytes())
-    rows.sort(key=lambda row: [p.split for p in pairs].index(row.split))  # stable
+    for split in pairs:
+        rows += _control_rows(config, split, vectors, overlap[split.split])
+    # Split by split, controls first, else as they came: the sort is stable.
+    rows.sort(key=lambda row: (list(overlap).index(row.split), row.layer is not None))
     return Study(config, rows, facts, _notes(config, rows, vectors))
 
 
@@ -368,7 +369,8 @@ def _notes(config: StudyConfig, rows: list[Row], vectors: baselines.WordVectors)
         f"({config.resamples} resamples, seed {config.seed}); 'over overlap' is the lead over word "
         "overlap, paired on the same pairs.",
         "ms a pair: median of one call per pair, this layer alone; batched: the whole split in "
-        "one call that yields every layer. MiB: the method's own peak allocation.",
+        "one call that yields every layer. MiB: the method's own peak allocation. Texts are cut "
+        f"to {config.max_length} tokens.",
         f"GloVe: average of word vectors, {vectors.file_rows} rows in {Path(vectors.source).name}; "
         "an unknown word is a zero vector; 'words split' cuts punctuation off and leaves unknown "
         "words out.",

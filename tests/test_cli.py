@@ -249,10 +249,10 @@ def test_study_prints_and_writes_one_table(
     content = json.loads((out / "study.json").read_text())
     assert [(r["tokenizer"], r["layer"]) for r in content["rows"]] == [
         *[(None, None)] * 3,
-        ("world", 1),
-        ("world", 11),
         ("gpt2", 1),
         ("gpt2", 11),
+        ("world", 1),
+        ("world", 11),
     ]
     assert {path.name for path in out.iterdir()} == {
         f"study.{ending}" for ending in ("csv", "json", "md", "tex", "png")

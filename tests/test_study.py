@@ -130,6 +130,18 @@ def test_model_is_asked_as_the_paper_does(model: BagOfWords, glove: Path) -> Non
     assert [c["layers"] for c in model.calls if c["texts"] == 120] == [[1, 3]]
 
 
+def test_a_bad_model_is_told_before_anything_is_computed(
+    model: BagOfWords, glove: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("no model")
+
+    monkeypatch.setattr(study, "open_model", refuse)
+    monkeypatch.setattr(evaluate, "time_pairs", lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(ValueError, match="no model"):
+        study.run(config(glove))
+
+
 def test_each_layer_has_its_own_time(
     model: BagOfWords, glove: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
