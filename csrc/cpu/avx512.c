@@ -10,6 +10,8 @@
 
 #define LANES 16
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define NARROW(u) ((hvec)_mm512_cvtepi32_epi16((__m512i)(u)))
+#define WKV_VECTORS 4
 #define TILE_ROWS 12
 #define TILE_VECTORS 2
 #define TILE_CASES                                                                                           \
@@ -28,7 +30,8 @@
 #include "table_body.h"
 
 void kernels_avx512(struct kernels *k) {
-    fill_table(k);
+    fill_rows(k);
+    fill_products(k);
 }
 
 #include "target_end.h"

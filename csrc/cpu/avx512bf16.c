@@ -4,14 +4,23 @@
 #include "kernels.h"
 
 #include <immintrin.h>
-#include <string.h>
+#include <math.h>
 
 #define TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
 #include "target_begin.h"
 
+#define LANES 16
+#define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define BFLOAT16(v) ((hvec)_mm512_cvtneps_pbh((__m512)(v)))
+#define WKV_VECTORS 4
+
+#include "vector.h"
+#include "rows_body.h"
+#include "wkv_body.h"
+#include "table_body.h"
+
 enum { TILE_ROWS = 12 };
 
-typedef __m512 vec;
 typedef __m512bh pairs;
 
 static inline __attribute__((always_inline)) pairs same_pair(const uint32_t *p) {
@@ -22,7 +31,7 @@ static inline __attribute__((always_inline)) pairs same_pair(const uint32_t *p) 
 static inline __attribute__((always_inline)) void tile_rows(int m, const struct tile *t, bool first) {
     const uint32_t *a = t->a, *w = t->w;
     float *c = t->c;
-    vec sum[TILE_ROWS][2];
+    __m512 sum[TILE_ROWS][2];
 #pragma GCC unroll 16
     for (int i = 0; i < m; i++) {
         sum[i][0] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * PANEL);
@@ -67,6 +76,7 @@ static void tile_pairs(const struct tile *t) {
 }
 
 void kernels_avx512bf16(struct kernels *k) {
+    fill_rows(k);
     k->bf16 = (struct tile_product){
         .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .k_block = 512, .run = {NULL, tile_pairs}};
 }

@@ -95,43 +95,56 @@ size_t gemm_input_bytes(const struct tile_product *product, int rows, int k) {
            input_element(product);
 }
 
-static void pack_row_f32(const void *in, bool bf16, int k, size_t tile_rows, float *out) {
-    if (bf16) {
-        const uint16_t *h = in;
-        for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = bfloat16_to_float(h[i]);
-    } else {
-        const float *f = in;
-        for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = f[i];
-    }
+/* Elements k of one row to their places, tile_rows elements apart or, as tiles, 32 at a time. */
+static void pack_f32(const float *in, int k, size_t tile_rows, float *out) {
+    for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = in[i];
 }
 
-static void pack_row_pairs(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
+static void pack_widened(const uint16_t *in, int k, size_t tile_rows, float *out) {
+    for (int i = 0; i < k; i++) out[(size_t)i * tile_rows] = bfloat16_to_float(in[i]);
+}
+
+static void pack_pairs(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
     int i = 0;
     for (; i + 2 <= k; i += 2) memcpy(out + (size_t)i * tile_rows, in + i, 4);
     if (i < k) out[(size_t)i * tile_rows] = in[i];
 }
 
-static void pack_row_tiles(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
+static void pack_tiles(const uint16_t *in, int k, size_t tile_rows, uint16_t *out) {
     int i = 0;
     for (; i + 32 <= k; i += 32) memcpy(out + (size_t)i * tile_rows, in + i, 64);
     memcpy(out + (size_t)i * tile_rows, in + i, 2 * (size_t)(k - i));
 }
 
-void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
-                     void *out) {
-    size_t tile_rows = (size_t)product->tile_rows, k_padded = (size_t)round_up(k, product->k_step);
-    size_t tile_bytes = tile_rows * k_padded * input_element(product), in_bytes = bf16 ? 2 : 4;
-    if ((size_t)k != k_padded || rows % product->tile_rows) memset(out, 0, gemm_input_bytes(product, rows, k));
-    for (int row = 0; row < rows; row++) {
-        char *tile = (char *)out + (size_t)(row / product->tile_rows) * tile_bytes;
-        size_t i = (size_t)(row % product->tile_rows);
-        const void *from = (const char *)in + (size_t)row * stride * in_bytes;
+/* Elements first .. first + k of `rows` rows, at most a tile. */
+static void pack_tile(const struct tile_product *product, bool bf16, const char *in, size_t stride_bytes, int rows,
+                      int first, int k, char *tile) {
+    size_t tile_rows = (size_t)product->tile_rows, from = (size_t)first * (bf16 ? 2 : 4);
+    char *to = tile + (size_t)first * tile_rows * input_element(product);
+    for (size_t i = 0; i < (size_t)rows; i++) {
+        const void *row = in + i * stride_bytes + from;
         switch (product->layout) {
-        case PACKED_F32: pack_row_f32(from, bf16, k, tile_rows, (float *)(void *)tile + i); break;
-        case PACKED_PAIRS: pack_row_pairs(from, k, tile_rows, (uint16_t *)(void *)tile + 2 * i); break;
-        case PACKED_TILES: pack_row_tiles(from, k, tile_rows, (uint16_t *)(void *)tile + 32 * i); break;
+        case PACKED_F32:
+            if (bf16) pack_widened(row, k, tile_rows, (float *)(void *)to + i);
+            else pack_f32(row, k, tile_rows, (float *)(void *)to + i);
+            break;
+        case PACKED_PAIRS: pack_pairs(row, k, tile_rows, (uint16_t *)(void *)to + 2 * i); break;
+        case PACKED_TILES: pack_tiles(row, k, tile_rows, (uint16_t *)(void *)to + 32 * i); break;
         }
     }
+}
+
+void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
+                     void *out) {
+    enum { CHUNK = 128 }; /* elements of each row before the next: what is written stays in the first-level cache */
+    int tile_rows = product->tile_rows;
+    size_t tile_bytes = gemm_input_bytes(product, tile_rows, k), stride_bytes = stride * (bf16 ? 2 : 4);
+    if (k % product->k_step || rows % tile_rows) memset(out, 0, gemm_input_bytes(product, rows, k));
+    for (int row = 0; row < rows; row += tile_rows)
+        for (int first = 0; first < k; first += CHUNK)
+            pack_tile(product, bf16, (const char *)in + (size_t)row * stride_bytes, stride_bytes,
+                      least(tile_rows, rows - row), first, least(CHUNK, k - first),
+                      (char *)out + (size_t)(row / tile_rows) * tile_bytes);
 }
 
 /* ---- product ------------------------------------------------------------------------------------------------ */

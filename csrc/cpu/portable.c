@@ -5,6 +5,8 @@
 
 #define LANES 4
 #define FMA(a, b, c) ((a) * (b) + (c))
+#define NARROW(u) __builtin_convertvector(u, hvec)
+#define WKV_VECTORS 2
 #define TILE_ROWS 4
 #define TILE_VECTORS 2
 #define TILE_CASES TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4)
@@ -16,5 +18,6 @@
 #include "table_body.h"
 
 void kernels_portable(struct kernels *k) {
-    fill_table(k);
+    fill_rows(k);
+    fill_products(k);
 }

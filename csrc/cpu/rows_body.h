@@ -2,27 +2,37 @@
 
 #define VECTORS(i, n) for (int i = 0; i < (n); i += LANES)
 
+/* x - mean, absent lanes zero. */
+VECTOR_FN vec centred_at(const float *x, int n, float mean) {
+    vec c = load_some(x, n) - mean;
+    if (n >= LANES) return c;
+    float lane[LANES];
+    store(lane, c);
+    return load_some(lane, n);
+}
+
 /* Mean and 1/sqrt(variance + eps), biased, in two passes: the sum of squares would cancel. Four chains of sums hide the
  * latency of the addition; which element goes to which depends on n alone. */
 VECTOR_FN float row_scale(int n, const float *x, float eps, float *mean) {
-    vec s[4] = {{0}, {0}, {0}, {0}};
-    int chain = 0;
-    VECTORS(i, n) s[chain++ & 3] += load_some(x + i, n - i);
+    vec s[4] = {{0}, {0}, {0}, {0}}, q[4] = {{0}, {0}, {0}, {0}};
+    int whole = n / (4 * LANES) * (4 * LANES);
+    for (int i = 0; i < whole; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) s[j] += load(x + i + j * LANES);
+    for (int i = whole; i < n; i += LANES) s[0] += load_some(x + i, n - i);
     float m = sum_lanes((s[0] + s[1]) + (s[2] + s[3])) / (float)n;
-    memset(s, 0, sizeof s);
-    chain = 0;
-    VECTORS(i, n) {
-        vec centred = load_some(x + i, n - i) - m;
-        if (n - i < LANES) {
-            float lane[LANES];
-            store(lane, centred);
-            centred = load_some(lane, n - i);
+    for (int i = 0; i < whole; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            vec c = load(x + i + j * LANES) - m;
+            q[j] = FMA(c, c, q[j]);
         }
-        s[chain & 3] = FMA(centred, centred, s[chain & 3]);
-        chain++;
+    for (int i = whole; i < n; i += LANES) {
+        vec c = centred_at(x + i, n - i, m);
+        q[0] = FMA(c, c, q[0]);
     }
     *mean = m;
-    return 1.0f / sqrtf(sum_lanes((s[0] + s[1]) + (s[2] + s[3])) / (float)n + eps);
+    return 1.0f / sqrtf(sum_lanes((q[0] + q[1]) + (q[2] + q[3])) / (float)n + eps);
 }
 
 static void layer_norm(int n, const float *x, const float *weight, const float *bias, float *out) {

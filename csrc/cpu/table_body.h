@@ -1,5 +1,5 @@
-/* The table of an instruction set whose products are float32 FMA: bfloat16 differs in the weights only. */
-VECTOR_FN void fill_table(struct kernels *k) {
+/* The tables of an instruction set: rows always, products where tile_body.h was included and nothing better is at hand. */
+VECTOR_FN void fill_rows(struct kernels *k) {
     k->rows = (struct row_kernels){
         .layer_norm = layer_norm,
         .difference = difference,
@@ -9,6 +9,11 @@ VECTOR_FN void fill_table(struct kernels *k) {
         .add_scaled = add_scaled,
         .maximum = maximum,
     };
+}
+
+#if defined(TILE_CASES)
+/* bfloat16 differs from float32 in the weights only: inputs are widened as they are packed. */
+VECTOR_FN void fill_products(struct kernels *k) {
     k->f32 = k->bf16 = (struct tile_product){
         .layout = PACKED_F32,
         .tile_rows = TILE_ROWS,
@@ -17,3 +22,4 @@ VECTOR_FN void fill_table(struct kernels *k) {
         .run = {tile_f32, tile_widened},
     };
 }
+#endif

@@ -1,6 +1,6 @@
 /* One vector type for every instruction set, on the compiler's own vector extension.
  *
- * The including file defines LANES and FMA(a, b, c) and has switched its target on. Everything is static: the same text
+ * The including file defines LANES, FMA(a, b, c) and BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has switched its target on. Everything is static: the same text
  * becomes other instructions in each file. Products and sums are never contracted behind our back (-std=c11), so one
  * instruction set always gives one result; another may give another, where its FMA rounds once. */
 #include <stdint.h>
@@ -63,17 +63,22 @@ VECTOR_FN float sum_lanes(vec v) {
 
 /* To nearest, ties to even, as float_to_bfloat16 does. */
 VECTOR_FN hvec to_bfloat16(vec v) {
+#if defined(BFLOAT16)
+    return BFLOAT16(v);
+#else
     uvec u = (uvec)v;
     uvec rounded = u + 0x7fff + ((u >> 16) & 1);
     uvec nan = (uvec)(v != v);
-    return __builtin_convertvector(((rounded & ~nan) | ((u | 0x400000) & nan)) >> 16, hvec);
+    return NARROW(((rounded & ~nan) | ((u | 0x400000) & nan)) >> 16);
+#endif
 }
 
 /* Element i of a row of in type. */
 VECTOR_FN void store_in_type(void *row, size_t i, vec v, int n, bool bf16) {
     if (bf16) {
         hvec h = to_bfloat16(v);
-        memcpy((uint16_t *)row + i, &h, n >= LANES ? sizeof h : 2 * (size_t)n);
+        if (n >= LANES) memcpy((uint16_t *)row + i, &h, sizeof h);
+        else memcpy((uint16_t *)row + i, &h, sizeof(uint16_t) * (size_t)n);
     } else {
         store_some((float *)row + i, v, n);
     }

@@ -3,24 +3,48 @@
  * The state is [key][value]; a token reads it before it decays. Values are the vector axis, so nothing is summed across
  * lanes but r.(u k), a number per token, which carries the bonus: y = sum_i r_i S_i + (r . u k) v. */
 
-/* BLOCK vectors of values, T tokens one after the other are the caller's loop. */
-VECTOR_FN void wkv_token(int blocks, int N, size_t width, const float *r, const float *k, const float *decay,
-                         float bonus, const float *v, float *state, float *y) {
-    vec sum[4], value[4];
-    for (int b = 0; b < blocks; b++) {
-        value[b] = load(v + b * LANES);
-        sum[b] = value[b] * bonus;
-    }
-    for (int i = 0; i < N; i++) {
-        vec read = all(r[i]), keep = all(decay[i]), key = all(k[i]);
-        float *row = state + (size_t)i * width;
-        for (int b = 0; b < blocks; b++) {
-            vec s = load(row + b * LANES);
-            sum[b] = FMA(read, s, sum[b]);
-            store(row + b * LANES, FMA(keep, s, key * value[b]));
+/* What one token brings: rows of N, v and y padded to whole vectors. */
+struct wkv_step {
+    const float *r, *k, *decay;
+    float bonus;
+    float v[MAX_HEAD], y[MAX_HEAD];
+};
+
+/* `tokens` tokens one after the other over `vectors` vectors of values from `first` on, so that the state is loaded and
+ * stored once for them all: each element sees the same operations as with one token at a time. */
+VECTOR_FN void wkv_sweep(int tokens, int vectors, int N, size_t width, struct wkv_step *step, float *state, int first) {
+    vec sum[2][4], value[2][4];
+    for (int t = 0; t < tokens; t++)
+        for (int j = 0; j < vectors; j++) {
+            value[t][j] = load(step[t].v + first + j * LANES);
+            sum[t][j] = value[t][j] * step[t].bonus;
         }
+    for (int i = 0; i < N; i++) {
+        float *row = state + (size_t)i * width + first;
+        vec s[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) s[j] = load(row + j * LANES);
+#pragma GCC unroll 2
+        for (int t = 0; t < tokens; t++) {
+            vec read = all(step[t].r[i]), keep = all(step[t].decay[i]), key = all(step[t].k[i]);
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; j++) {
+                sum[t][j] = FMA(read, s[j], sum[t][j]);
+                s[j] = FMA(keep, s[j], key * value[t][j]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) store(row + j * LANES, s[j]);
     }
-    for (int b = 0; b < blocks; b++) store(y + b * LANES, sum[b]);
+    for (int t = 0; t < tokens; t++)
+        for (int j = 0; j < vectors; j++) store(step[t].y + first + j * LANES, sum[t][j]);
+}
+
+VECTOR_FN void wkv_tokens(int tokens, int N, int width, struct wkv_step *step, float *state) {
+    int first = 0;
+    for (; first + WKV_VECTORS * LANES <= width; first += WKV_VECTORS * LANES)
+        wkv_sweep(tokens, WKV_VECTORS, N, (size_t)width, step, state, first);
+    for (; first < width; first += LANES) wkv_sweep(tokens, 1, N, (size_t)width, step, state, first);
 }
 
 VECTOR_FN float bonus_of(int N, const float *r, const float *u, const float *k) {
@@ -40,25 +64,36 @@ VECTOR_FN void norm_and_gate(const struct wkv_head *h, size_t at, const float *y
     }
 }
 
+/* A head's columns lie a row apart: no hardware prefetcher follows, and a miss costs as much as a token. */
+VECTOR_FN void fetch(const struct wkv_head *h, int t) {
+    size_t at = (size_t)(t < h->T ? t : h->T - 1) * h->stride;
+    for (size_t i = 0; i < (size_t)h->N; i += 16) {
+        __builtin_prefetch(h->r + at + i);
+        __builtin_prefetch(h->k + at + i);
+        __builtin_prefetch(h->v + at + i);
+        __builtin_prefetch(h->g + at + i);
+        __builtin_prefetch(h->decay + at + i);
+    }
+}
+
 static void wkv(const struct wkv_head *h) {
-    int width = wkv_padded(h->N), vectors = width / LANES;
-    float v[MAX_HEAD], y[MAX_HEAD];
-    memset(v, 0, sizeof *v * (size_t)width);
-    for (int t = 0; t < h->T; t++) {
-        size_t at = (size_t)t * h->stride;
-        const float *r = h->r + at, *k = h->k + at, *decay = h->decay + at;
-        memcpy(v, h->v + at, sizeof *v * (size_t)h->N);
-        float bonus = bonus_of(h->N, r, h->u, k);
-        for (int b = 0; b < vectors;) {
-            int first = b * LANES;
-            if (vectors - b >= 4) {
-                wkv_token(4, h->N, (size_t)width, r, k, decay, bonus, v + first, h->state + first, y + first);
-                b += 4;
-            } else {
-                wkv_token(1, h->N, (size_t)width, r, k, decay, bonus, v + first, h->state + first, y + first);
-                b += 1;
-            }
+    int width = wkv_padded(h->N);
+    struct wkv_step step[2];
+    for (int i = 0; i < 2; i++) memset(step[i].v, 0, sizeof *step[i].v * (size_t)width);
+    for (int t = 0; t < h->T; t += 2) {
+        int tokens = h->T - t < 2 ? 1 : 2;
+        fetch(h, t + 2);
+        fetch(h, t + 3);
+        for (int i = 0; i < tokens; i++) {
+            size_t at = (size_t)(t + i) * h->stride;
+            step[i].r = h->r + at;
+            step[i].k = h->k + at;
+            step[i].decay = h->decay + at;
+            step[i].bonus = bonus_of(h->N, step[i].r, h->u, step[i].k);
+            memcpy(step[i].v, h->v + at, sizeof *step[i].v * (size_t)h->N);
         }
-        norm_and_gate(h, at, y);
+        if (tokens == 2) wkv_tokens(2, h->N, width, step, h->state);
+        else wkv_tokens(1, h->N, width, step, h->state);
+        for (int i = 0; i < tokens; i++) norm_and_gate(h, (size_t)(t + i) * h->stride, step[i].y);
     }
 }
