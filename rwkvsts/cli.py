@@ -223,14 +223,7 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
     """The lines of a file, from its start, without their ends; each must hold text."""
     file.seek(0)
     for line, raw in enumerate(file, 1):
-        if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        try:
-            text = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}, line {line}: not UTF-8 at byte {error.start}; save it as UTF-8"
-            ) from None
+        text = datasets.decode_line(name, line, raw)
         if not text:
             raise DataError(f"{name}, line {line}: expected a text, found none; remove the line")
         yield text

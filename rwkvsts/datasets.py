@@ -301,16 +301,11 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
     texts may hold characters that `str.splitlines` takes for line ends.
     """
     strict = header is None
-    raw_lines = _read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    raw_lines = _read_bytes(path).split(b"\n")
     if raw_lines and not raw_lines[-1]:
         raw_lines.pop()
     for line, raw in enumerate(raw_lines, 1):
-        try:
-            cells = raw.decode("utf-8").removesuffix("\r").split("\t")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {line}: not UTF-8 at byte {error.start}; save the file as UTF-8"
-            ) from None
+        cells = decode_line(path, line, raw).split("\t")
         if header is None:
             header = tuple(cells)
             continue
@@ -320,6 +315,18 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
                 f"found {len(cells)}; get the file again"
             )
         yield line, dict(zip(header, cells, strict=False))
+
+
+def decode_line(path: str | Path, line: int, raw: bytes) -> str:
+    """Text of a line of a UTF-8 file, without its end or the file's byte order mark."""
+    if line == 1:
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+        ) from None
 
 
 def _read_bytes(path: Path) -> bytes:
