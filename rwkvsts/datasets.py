@@ -215,13 +215,6 @@ def asset(name: str) -> Path:
     return path
 
 
-def available_splits(name: str, local: bool) -> tuple[str, ...]:
-    """Splits of a data set that a local folder, or the hub, offers."""
-    if name == "demo":
-        return ("all",)
-    return tuple(DATA_SETS[name].files if local else DATA_SETS[name].hub_files)
-
-
 def _parse_split(name: str, split: str) -> tuple[str, slice]:
     known = ("all",) if name == "demo" else tuple(DATA_SETS[name].counts)
     match = re.fullmatch(r"([a-z]+)(?:\[(\d*):(\d*)\])?", split)
