@@ -162,7 +162,7 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
     would copy each tensor and check a CRC that torch may have been told not to write.
     """
     try:
-        # The Path keeps `file` open for the tensors; zipfile reads the directory and lets go.
+        # Closing the archive leaves `file` open, since zipfile did not open it.
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             directory = archive.start_dir
@@ -177,7 +177,7 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
         # OSError too: a damaged directory sends zipfile to offsets that no file has.
         raise refusal(str(path), "a zip file as torch.save writes", str(error)) from error
     members: dict[str, Member] = {}
-    ends = [entry.header_offset for entry in entries[1:]] + [directory]
+    ends = [*(entry.header_offset for entry in entries), directory][1:]
     for entry, end in zip(entries, ends, strict=True):
         where = f"{path}: member {shown(entry.filename)}"
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:

@@ -529,6 +529,11 @@ class TestBadZips:
                     archive.writestr(f"{root}/data.pkl", self.PICKLED)
             assert_refused(path, "one member ROOT/data.pkl", f"found {len(roots)}")
 
+    def test_empty_zip(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "x.pth", "w"):
+            pass
+        assert_refused(tmp_path / "x.pth", "one member ROOT/data.pkl", "found 0")
+
     @pytest.mark.filterwarnings("ignore:Duplicate name")
     def test_member_that_occurs_twice(self, tmp_path: Path) -> None:
         path = tmp_path / "x.pth"
