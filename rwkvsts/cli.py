@@ -25,8 +25,8 @@ from . import datasets, device, report, study
 from ._core import cpu_features
 from .errors import DataError, DeviceError
 from .model import PAPER_LAYERS, POOLING, RWKV6, Layer
+from .tokenizer import KINDS
 
-TOKENIZERS = ("world", "gpt2", "bytes")
 BOTH = ("gpt2", "world")  # first the one that may fail: the vocabulary comes with the weights
 CHUNK = 4096  # texts held in memory, and between two steps of the bar, in `embed`
 REAL = (
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.description = "Spearman by layer against word overlap and GloVe. Without options: the "
     parser.description += "bundled model, pairs and word vectors."
-    _add_model_options(parser, [*TOKENIZERS, "both"])
+    _add_model_options(parser, [*KINDS, "both"])
     parser.add_argument("--task", choices=[*datasets.DATA_SETS], default="demo")
     parser.add_argument(
         "--split", action="append", help="e.g. 'train[:1000]'; may be repeated; default: the usual"
@@ -91,7 +91,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.description += "C], or [lines, C] for a single layer."
     parser.add_argument("file", metavar="FILE", help="UTF-8, one text a line; - for standard input")
     parser.add_argument("--out", type=Path, required=True, help=".npy file to write")
-    _add_model_options(parser, [*TOKENIZERS])
+    _add_model_options(parser, [*KINDS])
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
     parser.set_defaults(run=run_embed)
 
