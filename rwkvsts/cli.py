@@ -149,9 +149,11 @@ def run_study(args: argparse.Namespace) -> None:
         dtype=args.dtype,
     )
     result = study.run(config)
+    # Written first: standard output may be a pipe that has closed by now.
+    written = [] if args.out is None else report.write(result, args.out)
     print(report.text(result))
-    if args.out is not None:
-        print("Written:", ", ".join(str(path) for path in report.write(result, args.out)))
+    if written:
+        print("Written:", ", ".join(map(str, written)))
     if bundled:
         print(f"The real one: {REAL}")
 
