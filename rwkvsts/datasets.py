@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError, HubError
+from .hub import fetch
 
 
 @dataclass(frozen=True)
@@ -446,25 +446,14 @@ def _download(
             + ", ".join(f"{spec.folder}/{file}" for file in spec.files[part])
             + ("" if spec.hub_files else ", or take 'sick-2014', split 'all'")
         )
-    from huggingface_hub import hf_hub_download
-
-    file = spec.hub_files[part]
     try:
-        return Path(
-            hf_hub_download(
-                spec.repo,
-                file,
-                repo_type="dataset",
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                # Read on every call: the library reads its variable once, when it is imported.
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
-            )
+        return fetch(
+            spec.repo,
+            spec.hub_files[part],
+            repo_type="dataset",
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
         )
-    except Exception as error:  # which ones a lost connection raises depends on the HTTP client
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HubError(
-            f"{file} of the data set {spec.repo} could not be had from the hub ({reason}); check "
-            "the network, or give a local folder (data=..., --data)"
-        ) from error
+    except HubError as error:
+        raise HubError(f"{error} Or give a local folder (data=..., --data).") from error

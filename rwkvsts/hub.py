@@ -86,10 +86,35 @@ def resolve(
             f"no model at {name!r}: expected a weight file, a folder with one model, or a hub "
             "repository 'org/name'; found no such path. Check the name."
         )
-    # Read on every call: the library itself reads its variable once, when it is imported.
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    place = {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": endpoint}
-    return _from_hub(name, place, local_files_only)
+    return _from_hub(name, _place(revision, cache_dir, token), local_files_only)
+
+
+def fetch(
+    repo: str,
+    file: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """One file of a repository, from the cache when it is there and the hub cannot be reached.
+
+    Raises HubError if it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    place = _place(revision, cache_dir, token)
+    try:
+        found = hf_hub_download(
+            repo, file, repo_type=repo_type, local_files_only=local_files_only, **place
+        )
+    except Exception as error:
+        unreachable = f"not in the cache, and the hub cannot be reached ({_first_line(error)})"
+        answer = _answer(error, repo, place) or f"{unreachable}: check the network"
+        raise HubError(f"{repo}/{file}: {answer}.") from error
+    return Path(found)
 
 
 def shard_names(index: Path) -> dict[str, str]:
@@ -131,6 +156,13 @@ def _from_folder(name: str, folder: Path) -> Source:
             "Download the missing files.",
         )
     return replace(source, files=files, index=index)
+
+
+def _place(revision: str | None, cache_dir: Any, token: str | bool | None) -> dict[str, Any]:
+    """Where to ask and what for, as huggingface_hub's functions take it."""
+    # Read on every call: the library itself reads its variable once, when it is imported.
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    return {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": endpoint}
 
 
 def _from_hub(repo: str, place: dict[str, Any], local_files_only: bool) -> Source:

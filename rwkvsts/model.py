@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from . import _core, batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .device import CUDA_LIBRARY, choose, threads_here
 from .errors import CheckpointError
-from .hub import resolve
+from .hub import fetch, resolve
 from .tokenizer import Tokenizer, load
 
 Layer = int | Literal["final"]
@@ -129,13 +130,16 @@ class RWKV6:
         device, dtype = choose(device, dtype)
         if max_layer is not None and max_layer < 0:
             raise ValueError(f"max_layer={max_layer}: expected 0 or more")
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        hub: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         name = os.fspath(source)
-        where = DEMO if name == "demo" else source
-        found = resolve(where, local_files_only=local_files_only, **hub)  # type: ignore[arg-type]
+        found = resolve(DEMO if name == "demo" else source, revision=revision, **hub)
         with open_checkpoint(found) as checkpoint:
             shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", (0,))
-            vocabulary = load(tokenizer, found.vocabulary, shape[0])
+            vocabulary = load(tokenizer, found.vocabulary, shape[0], partial(fetch, **hub))
             try:
                 core = _core.Model(
                     [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],
@@ -323,6 +327,8 @@ def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
     names = [name for name in checkpoint.tensors if core.wants(name)]
     for name in tqdm(names, "loading", unit=" tensors", disable=None, leave=False):
         array = checkpoint.read(name)
-        bits = array if array.dtype == np.float32 else array.view(np.uint16)
-        core.put(name, bits, DTYPES[checkpoint.tensors[name].dtype])
+        if array.dtype != np.float32:
+            array = array.view(np.uint16)
+        core.put(name, array, DTYPES[checkpoint.tensors[name].dtype])
+        del array  # before the next is read: one at a time
     core.seal()

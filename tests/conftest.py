@@ -13,8 +13,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reproduce",
         action="store_true",
-        help="run the paper's table with the real weights, data and GloVe (network, 6 GB of memory)",
+        help="run the paper's table with the real weights, data and GloVe: 4 GB to download",
     )
+    for name, default, what in (
+        ("model", "RWKV/v6-Finch-1B6-HF", "repository, folder or file of the real weights"),
+        ("data", None, "folder of the data sets; default: from the hub"),
+        ("glove", None, "glove.6B.50d.txt, or a .gz of it"),
+    ):
+        parser.addoption(f"--reproduce-{name}", default=default, help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:

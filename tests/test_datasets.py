@@ -262,19 +262,19 @@ def test_real_client_caches_pins_and_explains(
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         assert datasets.load("stsb", "test", **place).sentence1[7] == "New 1 7"
         assert datasets.load("stsb", "test", revision=old, **place).sentence2[7] == "Old 2 7"
-        with pytest.raises(HubError, match=r"test-00000-of-00001\.parquet of the data set"):
+        with pytest.raises(HubError, match=r"no revision .*Or give a local folder"):
             datasets.load("stsb", "test", revision="c" * 40, **place)
-        with pytest.raises(HubError, match="nyu-mll/glue could not be had from the hub"):
+        with pytest.raises(HubError, match=r"nyu-mll/glue/mrpc/.*: no such repository"):
             datasets.load("mrpc", "test", **place)
     # The hub is gone: what was downloaded serves, what was not says so.
     assert datasets.load("stsb", "test", **place).sentence1[0] == "New 1 0"
     assert len(datasets.load("stsb", "test", local_files_only=True, **place)) == 1379
-    with pytest.raises(HubError, match="check the network, or give a local folder"):
+    with pytest.raises(HubError, match=r"not in the cache.*Or give a local folder"):
         datasets.load("stsb", "train", local_files_only=True, **place)
 
 
 def test_no_network_is_a_hub_error(hub: dict[str, Path]) -> None:
-    with pytest.raises(HubError, match=r"nyu-mll/glue could not be had .*connection refused"):
+    with pytest.raises(HubError, match=r"nyu-mll/glue/.*cannot be reached .*connection refused"):
         datasets.load("mrpc", "train")
 
 

@@ -1,0 +1,211 @@
+"""Texts to token ids and back: RWKV's World vocabulary, the paper's GPT-2, or bytes.
+
+Assumes a vocabulary file in RWKV World's format. Promises that it is read as data, literal_eval at
+most; that what is not as expected is refused with file and line; and that any bytes round-trip.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .errors import CheckpointError
+
+Text = str | bytes
+Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
+
+KINDS = ("world", "gpt2", "bytes")
+GPT2 = ("openai-community/gpt2", "tokenizer.json")
+# Literals without an escape or an inner quote are their own text: most of the file, read quickly.
+PLAIN = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
+
+
+class Tokenizer(Protocol):
+    """What a model needs of a tokenizer; `name` says which it is."""
+
+    name: str
+
+    def encode(self, text: Text) -> list[int]: ...
+    def encode_many(self, texts: Sequence[Text]) -> Encoded: ...
+    def decode(self, ids: Sequence[int]) -> bytes: ...
+
+
+def load(
+    kind: str | None,
+    vocabulary: Path | None,
+    n_vocab: int,
+    fetch: Callable[[str, str], Path],
+) -> Tokenizer | None:
+    """The tokenizer of a model.
+
+    Parameters
+    ----------
+    kind : "world", "gpt2", "bytes" or None
+    vocabulary : the World vocabulary file; None if there is none beside the weights
+    n_vocab : rows of the model's embedding; every id must be below
+    fetch : repository and file name to a local path; "gpt2" is not beside the weights
+    """
+    match kind:
+        case None:
+            return None
+        case "world":
+            return World(_found(vocabulary), n_vocab)
+        case "bytes":
+            return Bytes(n_vocab)
+        case "gpt2":
+            return GPT2Tokenizer(fetch(*GPT2), n_vocab)
+    raise ValueError(f"tokenizer={kind!r}: expected {', '.join(map(repr, KINDS))} or None")
+
+
+def read_vocabulary(path: Path) -> dict[int, bytes]:
+    """Ids and their bytes, from lines `<id> <Python literal> <number of bytes>`.
+
+    Raises CheckpointError, naming the line, for anything else.
+    """
+    entries: dict[int, bytes] = {}
+    try:
+        text = path.read_text("utf-8")  # turns \r\n into \n; splitlines would cut at more than that
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no vocabulary: it is not UTF-8 text ({error})") from error
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        try:
+            id_text, rest = line.split(" ", 1)
+            literal, length = rest.rsplit(" ", 1)
+            token, value = int(id_text), _literal(literal)
+            if len(value) != int(length):
+                raise ValueError(f"{literal} has {len(value)} bytes, not {length}")
+            if token in entries:
+                raise ValueError(f"id {token} is there twice")
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number}: expected '<id> <literal> <bytes>', found "
+                f"{line[:60]!r}: {error}. Take rwkv_vocab_v20230424.txt as published."
+            ) from error
+        entries[token] = value
+    return entries
+
+
+def _literal(text: str) -> bytes:
+    if PLAIN.fullmatch(text):
+        return text[1:-1].encode()
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"no Python literal ({type(error).__name__})") from error
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise ValueError(f"a literal of type {type(value).__name__}")
+    return value
+
+
+def _found(vocabulary: Path | None) -> Path:
+    if vocabulary is None:
+        raise CheckpointError(
+            "there is no vocabulary beside the weights: put rwkv_vocab_v20230424.txt there, or "
+            "load with tokenizer=None and use encode_ids"
+        )
+    return vocabulary
+
+
+def _as_bytes(text: Text) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(error.start - 20, 0) : error.end]
+        raise ValueError(f"text {shown!r} holds half a surrogate pair: no UTF-8") from error
+
+
+def _check_rows(name: str, largest: int, n_vocab: int) -> None:
+    if largest >= n_vocab:
+        raise CheckpointError(
+            f"{name} has ids up to {largest}, the model embeds 0 .. {n_vocab - 1}: they do not "
+            "belong together. Load with the model's own vocabulary, or tokenizer=None."
+        )
+
+
+class World:
+    """RWKV World: greedy longest match over bytes, in C."""
+
+    name = "world"
+
+    def __init__(self, path: Path, n_vocab: int) -> None:
+        entries = read_vocabulary(path)
+        _check_rows(str(path), max(entries, default=0), n_vocab)
+        ids = np.fromiter(entries, np.int32, len(entries))
+        offsets = np.zeros(len(entries) + 1, np.int64)
+        np.cumsum([len(value) for value in entries.values()], out=offsets[1:])
+        try:
+            self._core = _core.Tokenizer(ids, b"".join(entries.values()), offsets)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def encode(self, text: Text) -> list[int]:
+        return self._core.encode(_as_bytes(text))
+
+    def encode_many(self, texts: Sequence[Text]) -> Encoded:
+        return self._core.encode_many([_as_bytes(text) for text in texts])
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        return self._core.decode(ids)
+
+
+class Bytes:
+    """An id is a byte."""
+
+    name = "bytes"
+
+    def __init__(self, n_vocab: int) -> None:
+        _check_rows("tokenizer='bytes'", 255, n_vocab)
+
+    def encode(self, text: Text) -> list[int]:
+        return list(_as_bytes(text))
+
+    def encode_many(self, texts: Sequence[Text]) -> Encoded:
+        return _pack([self.encode(text) for text in texts])
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        return bytes(ids)
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte pairs, as the paper fed them to RWKV; no special token is added."""
+
+    name = "gpt2"
+
+    def __init__(self, path: Path, n_vocab: int) -> None:
+        from tokenizers import Tokenizer as FromFile
+
+        try:
+            self._bpe: Any = FromFile.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path}: no tokenizer.json of `tokenizers`: {error}") from error
+        _check_rows("the GPT-2 tokenizer", self._bpe.get_vocab_size() - 1, n_vocab)
+
+    def encode(self, text: Text) -> list[int]:
+        ids: list[int] = self._bpe.encode(_as_bytes(text).decode(), add_special_tokens=False).ids
+        return ids
+
+    def encode_many(self, texts: Sequence[Text]) -> Encoded:
+        decoded = [_as_bytes(text).decode() for text in texts]
+        found = self._bpe.encode_batch(decoded, add_special_tokens=False)
+        return _pack([encoding.ids for encoding in found])
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        text: str = self._bpe.decode(list(ids), skip_special_tokens=False)
+        return text.encode()
+
+
+def _pack(lists: Sequence[Sequence[int]]) -> Encoded:
+    start = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum([len(ids) for ids in lists], out=start[1:])
+    return np.array([i for ids in lists for i in ids], np.int32), start
