@@ -3,8 +3,8 @@
 Needs the weights of RWKV/v6-Finch-1B6-HF, GPT-2's tokenizer and MRPC, from the hub's cache or the
 network, and about 6 GB of memory. GloVe is compared where --reproduce-glove names the full file.
 
-Tolerance of the published correlations: the paper computed in float16, here products have bfloat16
-or float32 inputs and float32 sums. float16 carries 11 bits: through 12 blocks a pooled row is off by
+Tolerance of the published correlations: the paper computed in float16, here products take bfloat16
+or float32 and sums are float32. float16 carries 11 bits: through 12 blocks a pooled row is off by
 about 1e-3 of its length, a cosine by as much, against a spread of some hundredths between pairs.
 Noise of that size moves Spearman's rho by under 0.005 at 408 pairs; 0.01 leaves room for the
 library versions of the original run. A wrong tokenizer or layer moves it by more.
