@@ -1,8 +1,7 @@
 /* RWKV World tokenizer over a double-array trie; see tokenizer.h.
  *
- * A state is an index into `cells`; from state s byte c leads to t = cells[s].base + c if cells[t].parent ==
- * s. One load and one comparison a byte, about 12 bytes a state: the World vocabulary takes 3 MB, of which
- * text touches little. */
+ * A state is an index into `cells`; from state s byte c leads to t = cells[s].base + c if s is t's parent.
+ * One load and one comparison a byte; the World vocabulary takes 3 MB, of which text touches little. */
 #include "tokenizer.h"
 
 #include <stdlib.h>
@@ -33,8 +32,7 @@ void tokenizer_close(struct tokenizer *t) {
     free(t);
 }
 
-/* ---- building
- * ------------------------------------------------------------------------------------------------ */
+/* ---- building ---- */
 
 static int by_bytes(const void *a, const void *b) {
     const struct entry *x = a, *y = b;
@@ -138,8 +136,7 @@ static bool add_children(struct tokenizer *t, const struct entry *sorted, struct
 }
 
 static enum status build(struct tokenizer *t, const struct entry *sorted, size_t count, struct error *e) {
-    /* Every state but the root has a byte of some entry of its own, so there are at most blob_size + 1 spans.
-     */
+    /* A state but the root has a byte of some entry for its own: there are at most blob_size + 1 spans. */
     size_t first_free = 1, begin = 0, end = 1;
     struct span *queue = malloc((t->blob_size + 1) * sizeof *queue);
     bool built = queue && grow(t, 4 * BYTES);
@@ -174,8 +171,7 @@ enum status tokenizer_open(const struct entry *entries, size_t count, struct tok
     return st;
 }
 
-/* ---- using
- * --------------------------------------------------------------------------------------------------- */
+/* ---- using ---- */
 
 size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids) {
     const struct cell *cells = t->cells;

@@ -24,7 +24,7 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
 KINDS = ("world", "gpt2", "bytes")
 GPT2 = ("openai-community/gpt2", "tokenizer.json")
 # Literals without an escape or an inner quote are their own text: most of the file, read quickly.
-PLAIN = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
+PLAIN = re.compile(r"'[^'\\\0]*'|\"[^\"\\\0]*\"")
 
 
 class Tokenizer(Protocol):
@@ -80,7 +80,9 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
             literal, length = rest.rsplit(" ", 1)
             token, value = int(id_text), _literal(literal)
             if len(value) != int(length):
-                raise ValueError(f"{literal} has {len(value)} bytes, not {length}")
+                raise ValueError(f"the literal has {len(value)} bytes, not {length[:20]}")
+            if token < 1:
+                raise ValueError(f"id {token} is not above 0")
             if token in entries:
                 raise ValueError(f"id {token} is there twice")
         except ValueError as error:
@@ -118,6 +120,8 @@ def _found(vocabulary: Path | None) -> Path:
 def _as_bytes(text: Text) -> bytes:
     if isinstance(text, bytes):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"a text is {type(text).__name__}: expected str or bytes")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
