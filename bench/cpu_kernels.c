@@ -3,7 +3,7 @@
  *
  *   gcc -O3 -std=c11 -D_DEFAULT_SOURCE -Icsrc bench/cpu_kernels.c $(ls csrc/cpu/[a-z]*.c) csrc/base.c \
  *       -lpthread -lm -o /tmp/cpu_kernels
- *   /tmp/cpu_kernels [check | peak | time | all] [threads] [instruction set]
+ *   /tmp/cpu_kernels [check | peak | time | verbs | all] [threads] [instruction set]
  *
  * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers, slowly:
  * layout and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
@@ -341,6 +341,92 @@ static void time_isa(const char *isa, int threads) {
     }
 }
 
+/* ---- verbs --------------------------------------------------------------------------------------------------------- */
+
+enum { C = 2048, H = 32, N = 64, F = 7168, R = 32, D = 64, VOCABULARY = 1000, T = 1008, LENGTH = 28 };
+
+struct block {
+    struct weight vector, table, heads, maa_w1, maa_w2, decay_w1, decay_w2, square, wide, narrow;
+};
+
+static struct weight pack_random(struct bench *b, enum role role, enum dtype dtype, int g, int rows, int columns) {
+    size_t n = (size_t)g * (size_t)rows * (size_t)columns;
+    void *data = random_array(dtype, n, 0.1f, NULL);
+    struct array a = {.dtype = dtype, .ndim = 3, .shape = {g, rows, columns}, .data = data};
+    if (role != LORA_UP) a = (struct array){.dtype = dtype, .ndim = 2, .shape = {rows, columns}, .data = data};
+    struct weight w;
+    must(b->be->pack(b->dev, role, &a, &w, &b->e), &b->e);
+    free(data);
+    return w;
+}
+
+static struct block random_block(struct bench *b, enum dtype dtype) {
+    return (struct block){
+        .vector = pack_random(b, VECTOR, dtype, 1, 1, C),
+        .table = pack_random(b, TABLE, dtype, 1, VOCABULARY, C),
+        .heads = pack_random(b, VECTOR, dtype, 1, H, N),
+        .maa_w1 = pack_random(b, LORA_DOWN, dtype, 1, C, 5 * R),
+        .maa_w2 = pack_random(b, LORA_UP, dtype, 5, R, C),
+        .decay_w1 = pack_random(b, LORA_DOWN, dtype, 1, C, D),
+        .decay_w2 = pack_random(b, LORA_UP, dtype, 1, D, C),
+        .square = pack_random(b, LINEAR, dtype, 1, C, C),
+        .wide = pack_random(b, LINEAR, dtype, 1, F, C),
+        .narrow = pack_random(b, LINEAR, dtype, 1, C, F),
+    };
+}
+
+/* Microseconds a token that `call` takes, the best of three. */
+#define TIME_VERB(name, flops, call)                                                                         \
+    do {                                                                                                     \
+        double best = 1e9;                                                                                   \
+        for (int i = 0; i < 3; i++) {                                                                        \
+            double start = now();                                                                            \
+            must(call, &b.e);                                                                                \
+            if (now() - start < best) best = now() - start;                                                  \
+        }                                                                                                    \
+        printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);    \
+    } while (0)
+
+static void time_verbs(const char *isa, enum dtype dtype, int threads) {
+    struct bench b = {.be = cpu_backend(), .dtype = dtype};
+    struct dims dims = {.L = 1, .C = C, .H = H, .N = N, .F = F, .R = R, .D = D, .V = VOCABULARY};
+    struct device_options options = {.dtype = dtype, .threads = threads, .isa = isa};
+    must(b.be->open(&dims, &options, &b.meter, &b.dev, &b.e), &b.e);
+    must(b.be->worker_open(b.dev, T, T, 1, &b.w, &b.e), &b.e);
+    struct block w = random_block(&b, dtype == BF16 ? BF16 : F32);
+    struct norm ln = {&w.vector, &w.vector};
+    static int32_t ids[T], start[T + 1], zeros[T], total[T], none[T], layers[1];
+    for (int i = 0; i < T / LENGTH; i++) start[i] = i * LENGTH, total[i] = LENGTH;
+    for (int i = 0; i < T; i++) ids[i] = random_int(0, VOCABULARY - 1), none[i] = -1;
+    start[T / LENGTH] = T;
+    static float x[T * C], decay[T * C], buffer[6][T * C], wide[T * F], pooled[T * C];
+    struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total, .from = none,
+                        .to = none, .columns = 1, .layers = layers, .pooled = pooled};
+    bool replay;
+    const struct weight *v = &w.vector;
+    must(b.be->begin(b.w, &pass, &replay, &b.e), &b.e);
+    printf("%s\n", b.be->describe(b.dev));
+    TIME_VERB("embed", 0, b.be->embed(b.w, &(struct embed){&w.table, ln, x}, &b.e));
+    TIME_VERB("time_shift", 4.0 * C * 5 * R,
+              b.be->time_shift(b.w, &(struct time_shift){0, x, ln, v, {v, v, v, v, v}, &w.maa_w1, &w.maa_w2,
+                               {buffer[0], buffer[1], buffer[2], buffer[3], buffer[4]}}, &b.e));
+    const struct gemm four[] = {{&w.square, buffer[1], STORE, x, NULL}, {&w.square, buffer[2], STORE, x, NULL},
+                                {&w.square, buffer[3], STORE, x, NULL}, {&w.square, buffer[4], SILU, x, NULL}};
+    TIME_VERB("r k v g", 8.0 * C * C, b.be->gemm(b.w, four, 4, &b.e));
+    TIME_VERB("decay", 4.0 * C * D, b.be->decay(b.w, &(struct decay){buffer[0], v, &w.decay_w1, &w.decay_w2, decay}, &b.e));
+    TIME_VERB("wkv", 6.0 * C * N, b.be->wkv(b.w, &(struct wkv){0, x, x, x, x, decay, &w.heads, ln, buffer[5]}, &b.e));
+    TIME_VERB("output", 2.0 * C * C, b.be->gemm(b.w, &(struct gemm){&w.square, buffer[5], ADD, x, NULL}, 1, &b.e));
+    TIME_VERB("channel_shift", 0,
+              b.be->channel_shift(b.w, &(struct channel_shift){0, x, ln, v, v, buffer[0], buffer[1]}, &b.e));
+    const struct gemm two[] = {{&w.wide, buffer[0], RELU2, wide, NULL}, {&w.square, buffer[1], SIGMOID, buffer[2], NULL}};
+    TIME_VERB("ffn key, r", 2.0 * C * (C + F), b.be->gemm(b.w, two, 2, &b.e));
+    TIME_VERB("ffn value", 2.0 * C * F, b.be->gemm(b.w, &(struct gemm){&w.narrow, wide, GATE_ADD, x, buffer[2]}, 1, &b.e));
+    TIME_VERB("pool", 0, b.be->pool(b.w, &(struct pool){x, NULL, 0}, &b.e));
+    struct weight *all = &w.vector;
+    for (size_t i = 0; i < sizeof w / sizeof *all; i++) b.be->unpack(b.dev, all + i);
+    bench_close(&b);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "all", *only = argc > 3 ? argv[3] : NULL;
     int threads = argc > 2 ? atoi(argv[2]) : 2, failures = 0;
@@ -352,6 +438,7 @@ int main(int argc, char **argv) {
         if (!cpu_isa_available(isa) || (only && strcmp(only, isa))) continue;
         if (every || !strcmp(what, "check")) failures += check(isa, threads);
         if (every || !strcmp(what, "time")) time_isa(isa, threads);
+        if (every || !strcmp(what, "verbs")) time_verbs(isa, F32, threads), time_verbs(isa, BF16, threads);
     }
     return failures > 0;
 }

@@ -39,22 +39,47 @@ void meter_sub(struct meter *m, size_t bytes) {
     __atomic_sub_fetch(&m->now, bytes, __ATOMIC_RELAXED);
 }
 
-void *memory_new(struct meter *m, size_t bytes) {
-    size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE, padded;
-    if (!size_add(bytes ? bytes : 1, align - 1, &padded)) return NULL;
-    padded -= padded % align;
-    void *p = aligned_alloc(align, padded);
-    if (!p) return NULL;
+static size_t padded_to(size_t bytes, size_t align) {
+    return (bytes + align - 1) / align * align;
+}
+
+/* Large blocks are mapped, not taken from the heap: there a temporary array between two weights would stay for good. */
+static void *large_new(size_t padded) {
 #if defined(__linux__)
-    if (align == HUGE_PAGE) (void)madvise(p, padded, MADV_HUGEPAGE); /* a wish; slower without, never wrong */
+    char *p = mmap(NULL, padded + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    size_t before = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE, after = HUGE_PAGE - before;
+    if (before) munmap(p, before);
+    if (after) munmap(p + before + padded, after);
+    (void)madvise(p + before, padded, MADV_HUGEPAGE); /* a wish; slower without, never wrong */
+    return p + before;
+#else
+    return aligned_alloc(HUGE_PAGE, padded);
 #endif
-    if (m) meter_add(m, bytes);
+}
+
+static void large_free(void *p, size_t padded) {
+#if defined(__linux__)
+    munmap(p, padded);
+#else
+    (void)padded;
+    free(p);
+#endif
+}
+
+void *memory_new(struct meter *m, size_t bytes) {
+    size_t most;
+    if (!size_add(bytes, 2 * (size_t)HUGE_PAGE, &most)) return NULL;
+    void *p = bytes >= HUGE_PAGE ? large_new(padded_to(bytes, HUGE_PAGE))
+                                 : aligned_alloc(CACHE_LINE, padded_to(bytes ? bytes : 1, CACHE_LINE));
+    if (p && m) meter_add(m, bytes);
     return p;
 }
 
 void memory_free(struct meter *m, void *p, size_t bytes) {
     if (!p) return;
-    free(p);
+    if (bytes >= HUGE_PAGE) large_free(p, padded_to(bytes, HUGE_PAGE));
+    else free(p);
     if (m) meter_sub(m, bytes);
 }
 

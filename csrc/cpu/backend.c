@@ -93,15 +93,25 @@ static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fi
 
 /* Rows of the embedding stay in the dtype of the file: exact, and never larger than it was. */
 static enum status pack_table(struct device *dev, const struct array *a, struct weight *out, struct error *e) {
-    size_t head = 64, data = array_count(a) * dtype_bytes(a->dtype);
-    char *p = memory_new(dev->meter, head + data);
-    if (!p) return fail(e, NO_MEMORY, "no memory for a table of %zu bytes", data);
-    struct array kept = *a;
-    kept.data = memcpy(p + head, a->data, data);
-    memcpy(p, &kept, sizeof kept);
-    _Static_assert(sizeof kept <= 64, "the head holds the array's description");
-    *out = (struct weight){.data = p, .bytes = head + data, .role = TABLE, .g = 1, .n = (int)a->shape[1], .k = (int)a->shape[0]};
+    size_t bytes = array_count(a) * dtype_bytes(a->dtype);
+    struct array *table = memory_new(NULL, sizeof *table);
+    void *data = memory_new(dev->meter, bytes);
+    if (!table || !data) {
+        memory_free(NULL, table, sizeof *table);
+        memory_free(dev->meter, data, bytes);
+        return fail(e, NO_MEMORY, "no memory for a table of %zu bytes", bytes);
+    }
+    *table = *a;
+    table->data = memcpy(data, a->data, bytes);
+    *out = (struct weight){
+        .data = table, .bytes = bytes, .role = TABLE, .g = 1, .n = (int)a->shape[1], .k = (int)a->shape[0]};
     return OK;
+}
+
+static void unpack_table(struct device *dev, struct weight *w) {
+    struct array *table = w->data;
+    memory_free(dev->meter, (void *)table->data, w->bytes);
+    memory_free(NULL, table, sizeof *table);
 }
 
 static enum status device_pack(struct device *dev, enum role role, const struct array *a, struct weight *out,
@@ -117,7 +127,12 @@ static enum status device_pack(struct device *dev, enum role role, const struct 
 }
 
 static void device_unpack(struct device *dev, struct weight *w) {
-    memory_free(dev->meter, w->data, w->bytes);
+    if (!w->data) return;
+    switch (w->role) {
+    case VECTOR: memory_free(dev->meter, w->data, w->bytes); break;
+    case TABLE: unpack_table(dev, w); break;
+    default: gemm_unpack_weight(dev->meter, w); break;
+    }
     *w = (struct weight){0};
 }
 

@@ -59,14 +59,16 @@ enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, 
     head.k_padded = round_up(head.k, product->k_step);
     head.panels = round_up(head.n, PANEL) / PANEL;
     head.panel_bytes = (size_t)head.k_padded * PANEL * dtype_bytes(head.dtype);
-    size_t bytes = sizeof head + (size_t)head.g * (size_t)head.panels * head.panel_bytes;
-    size_t line_floats = (size_t)(head.k > PANEL ? head.k : PANEL);
-    struct packed *p = memory_new(meter, bytes);
-    float *line = memory_new(NULL, line_floats * sizeof *line);
+    size_t bytes = (size_t)head.g * (size_t)head.panels * head.panel_bytes;
+    size_t line_bytes = (size_t)(head.k > PANEL ? head.k : PANEL) * sizeof(float);
+    struct packed *p = memory_new(NULL, sizeof *p);
+    head.data = memory_new(meter, bytes);
+    float *line = memory_new(NULL, line_bytes);
     uint32_t *rows = memory_new(NULL, head.panel_bytes);
     enum status status = OK;
-    if (!p || !line || !rows) {
-        memory_free(meter, p, bytes);
+    if (!p || !head.data || !line || !rows) {
+        memory_free(NULL, p, sizeof *p);
+        memory_free(meter, head.data, bytes);
         status = fail(e, NO_MEMORY, "no memory to pack a weight of %zu bytes", bytes);
         goto done;
     }
@@ -79,9 +81,15 @@ enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, 
         }
     *out = (struct weight){.data = p, .bytes = bytes, .role = role, .g = p->g, .n = p->n, .k = p->k};
 done:
-    memory_free(NULL, line, line_floats * sizeof *line);
+    memory_free(NULL, line, line_bytes);
     memory_free(NULL, rows, head.panel_bytes);
     return status;
+}
+
+void gemm_unpack_weight(struct meter *meter, struct weight *w) {
+    struct packed *p = w->data;
+    memory_free(meter, p->data, w->bytes);
+    memory_free(NULL, p, sizeof *p);
 }
 
 /* ---- inputs ------------------------------------------------------------------------------------------------- */

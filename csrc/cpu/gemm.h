@@ -5,13 +5,14 @@
 
 #include "kernels.h"
 
-/* The head of a packed weight that enters products; rows of a TABLE keep the dtype they came in. */
+/* What weight.data points to for a weight that enters products. The numbers lie apart: 64 bytes in front of them would
+ * cost most matrices a huge page, as their sizes are multiples of one. */
 struct packed {
     enum dtype dtype;
     int g, n, k;           /* groups, outputs, inputs */
     int k_padded, panels;  /* a group's */
     size_t panel_bytes;
-    _Alignas(64) unsigned char data[];
+    unsigned char *data;
 };
 
 enum { ROW_BLOCK = 256, PANEL_BLOCK = 8 };
@@ -20,6 +21,8 @@ enum { ROW_BLOCK = 256, PANEL_BLOCK = 8 };
  * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */
 enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, enum role role, const struct array *a,
                              struct meter *meter, struct weight *out, struct error *e);
+
+void gemm_unpack_weight(struct meter *meter, struct weight *w);
 
 static inline const struct packed *packed_of(const struct weight *w) {
     return w->data;
