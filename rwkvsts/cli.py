@@ -2,17 +2,19 @@
 
 Promises that inputs and the output folder are checked before anything is computed; that an error
 is one line on stderr, with status 2 for a wrong command line and 1 for all else (130 for Ctrl-C);
-and that no half-written file is left under its final name.
+that a reader who closes the pipe ends it quietly, with status 141 as from SIGPIPE; and that no
+half-written file is left under its final name.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -47,16 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()  # here, where what goes wrong can still be told
     except KeyboardInterrupt:
         print("rwkvsts: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _drop_stdout()
+        return 141
     except Exception as error:
         if args.debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"rwkvsts: {message}", file=sys.stderr)
+        _drop_stdout()
         return 1
     return 0
+
+
+def _drop_stdout() -> None:
+    """Flush standard output, or send what it cannot take nowhere: the exit would complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,13 +139,16 @@ def _layers(text: str) -> tuple[Layer, ...]:
 def run_study(args: argparse.Namespace) -> None:
     """`rwkvsts study`."""
     bundled = (args.model, args.task) == ("demo", "demo")
+    if args.data is not None and args.task == "demo":
+        raise DataError("--data: the pairs of task demo are bundled; name a task, as --task mrpc")
     if bundled:
         print(
             "Bundled demonstration: a small RWKV-6 and sentence pairs that come with rwkvsts. The "
-            "figures are real, the model is not the paper's."
+            "figures are real, the model is not the paper's.",
+            flush=True,
         )
     else:
-        print(f"{args.model} on {args.task}")
+        print(f"{args.model} on {args.task}", flush=True)
     if args.out is not None:
         _check_writable(args.out)
     if args.data is not None and not args.data.is_dir():
@@ -211,13 +229,19 @@ def _embed(
 
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
-    """The file of texts; standard input is copied to disk first, because it is read twice."""
-    if name != "-":
-        with open(name, "rb") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
+    """The file of texts, at its start; a pipe is copied to disk first, because it is read twice."""
+    try:
+        source = sys.stdin.buffer if name == "-" else open(name, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror}); check the name") from None
+    with ExitStack() as stack:
+        if name != "-":
+            stack.enter_context(source)
+            if source.seekable():
+                yield source
+                return
+        spool = stack.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(source, spool)
         yield spool
 
 

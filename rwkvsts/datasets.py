@@ -183,7 +183,7 @@ def load(
     if name not in DATA_SETS:
         raise DataError(f"no data set {name!r}; choose one of {', '.join(DATA_SETS)}")
     spec = DATA_SETS[name]
-    split = split or spec.default
+    split = spec.default if split is None else split
     part, window = _parse_split(name, split)
     if name == "demo":
         path = asset("pairs.tsv")
@@ -439,12 +439,15 @@ def _download(
     """The split's file from the hub, through its cache."""
     spec = DATA_SETS[name]
     if part not in spec.hub_files:
-        offers = ", ".join(spec.hub_files) or "nothing"
+        offers = ", ".join(spec.hub_files)
         raise DataError(
-            f"the hub copy of {name} offers {offers}, not {part!r}; give a local folder "
-            "(data=..., --data) that holds "
+            (
+                f"the hub copy of {name} offers {offers}, not {part!r}"
+                if offers
+                else f"{name} is not on the hub, only 'sick-2014' is"
+            )
+            + "; give a local folder (data=..., --data) that holds "
             + ", ".join(f"{spec.folder}/{file}" for file in spec.files[part])
-            + ("" if spec.hub_files else ", or take 'sick-2014', split 'all'")
         )
     try:
         return fetch(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -22,7 +24,7 @@ from makecheckpoint import write_safetensors
 from scipy.stats import spearmanr
 from tinymodel import random_weights
 
-from rwkvsts import RWKV6, cli, datasets, study
+from rwkvsts import RWKV6, DataError, cli, datasets, study
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
@@ -118,6 +120,16 @@ def test_embed_one_layer_and_standard_input(
     assert stand.asked["max_layer"] is None
 
 
+def test_embed_reads_a_pipe(texts: Path, tmp_path: Path, stand: type[Stand]) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "x.npy"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(texts.read_bytes()))
+    writer.start()
+    assert cli.main(["embed", str(pipe), "--out", str(out), "--layers", "0"]) == 0
+    writer.join()
+    assert np.load(out).tolist() == rows(0)
+
+
 def test_ctrl_c_leaves_the_old_file_and_no_other(
     texts: Path,
     tmp_path: Path,
@@ -196,10 +208,11 @@ def test_absent_inputs_and_places(
     write_stsb(tmp_path)
     stsb = ["study", "--task", "stsb", "--data", str(tmp_path)]
     for argv, message in [
-        (["embed", nowhere, "--out", str(tmp_path / "x.npy")], "No such file"),
+        (["embed", nowhere, "--out", str(tmp_path / "x.npy")], "cannot be read (No such file"),
         (["embed", str(texts), "--out", str(texts / "x.npy")], "cannot write into"),
         (["embed", str(texts), "--out", str(tmp_path)], "is a folder"),
         (["study", "--task", "mrpc", "--data", nowhere], "--data: no folder"),
+        (["study", "--data", str(tmp_path)], "name a task, as --task mrpc"),
         (
             ["study", "--task", "mrpc", "--data", str(tmp_path)],
             "msr_paraphrase_train.txt is neither",
@@ -215,7 +228,7 @@ def test_absent_inputs_and_places(
 
 def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
     argv = ["embed", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.npy")]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match="nowhere cannot be read"):
         cli.main([*argv, "--debug"])
 
 
@@ -341,6 +354,27 @@ def test_ctrl_c_ends_the_real_program_at_once(weights: Path, tmp_path: Path) -> 
         _, error = running.communicate(timeout=60)
     assert (running.returncode, error) == (130, "rwkvsts: interrupted\n")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_that_takes_nothing(unbuffered: str) -> None:
+    """A reader that left is no error to tell; a full disk is, once."""
+    argv = [sys.executable, "-m", "rwkvsts", "info"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as closed:
+        gone = subprocess.run(
+            argv, stdout=closed, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    assert (gone.returncode, gone.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            told = subprocess.run(
+                argv, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        assert (told.returncode, told.stderr.count("\n")) == (1, 1)
+        assert "No space left on device" in told.stderr
 
 
 def test_help_and_errors_come_quickly() -> None:

@@ -236,7 +236,7 @@ def test_sick_from_the_hub_is_one_split_of_jsonl(tmp_path: Path, hub: dict[str, 
         datasets.load("sick-2014", "all")
     with pytest.raises(DataError, match="hub copy of sick-2014 offers all, not 'test'"):
         datasets.load("sick-2014", "test")
-    with pytest.raises(DataError, match=r"hub copy of sick offers nothing.*SICK\.txt"):
+    with pytest.raises(DataError, match=r"sick is not on the hub, only 'sick-2014' is.*SICK\.txt"):
         datasets.load("sick", "test")
 
 
