@@ -360,6 +360,11 @@ static struct weight pack_random(struct bench *b, enum role role, enum dtype dty
     return w;
 }
 
+/* Large pages, as the session's slab has them. */
+static float *zeroed(size_t bytes) {
+    return memset(memory_new(NULL, bytes), 0, bytes);
+}
+
 static struct block random_block(struct bench *b, enum dtype dtype) {
     return (struct block){
         .vector = pack_random(b, VECTOR, dtype, 1, 1, C),
@@ -380,9 +385,9 @@ static struct block random_block(struct bench *b, enum dtype dtype) {
     do {                                                                                                     \
         double best = 1e9;                                                                                   \
         for (int i = 0; i < 3; i++) {                                                                        \
-            double start = now();                                                                            \
+            double began = now();                                                                            \
             must(call, &b.e);                                                                                \
-            if (now() - start < best) best = now() - start;                                                  \
+            if (now() - began < best) best = now() - began;                                                  \
         }                                                                                                    \
         printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);    \
     } while (0)
@@ -399,7 +404,10 @@ static void time_verbs(const char *isa, enum dtype dtype, int threads) {
     for (int i = 0; i < T / LENGTH; i++) start[i] = i * LENGTH, total[i] = LENGTH;
     for (int i = 0; i < T; i++) ids[i] = random_int(0, VOCABULARY - 1), none[i] = -1;
     start[T / LENGTH] = T;
-    static float x[T * C], decay[T * C], buffer[6][T * C], wide[T * F], pooled[T * C];
+    size_t bytes = sizeof(float) * T * C;
+    float *x = zeroed(bytes), *decay = zeroed(bytes), *wide = zeroed(sizeof(float) * T * F), *pooled = zeroed(bytes);
+    float *buffer[6];
+    for (int i = 0; i < 6; i++) buffer[i] = zeroed(bytes);
     struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total, .from = none,
                         .to = none, .columns = 1, .layers = layers, .pooled = pooled};
     bool replay;
@@ -422,6 +430,9 @@ static void time_verbs(const char *isa, enum dtype dtype, int threads) {
     TIME_VERB("ffn key, r", 2.0 * C * (C + F), b.be->gemm(b.w, two, 2, &b.e));
     TIME_VERB("ffn value", 2.0 * C * F, b.be->gemm(b.w, &(struct gemm){&w.narrow, wide, GATE_ADD, x, buffer[2]}, 1, &b.e));
     TIME_VERB("pool", 0, b.be->pool(b.w, &(struct pool){x, NULL, 0}, &b.e));
+    for (int i = 0; i < 6; i++) memory_free(NULL, buffer[i], bytes);
+    memory_free(NULL, x, bytes), memory_free(NULL, decay, bytes), memory_free(NULL, pooled, bytes);
+    memory_free(NULL, wide, sizeof(float) * T * F);
     struct weight *all = &w.vector;
     for (size_t i = 0; i < sizeof w / sizeof *all; i++) b.be->unpack(b.dev, all + i);
     bench_close(&b);

@@ -100,7 +100,7 @@ void kernels_amx(struct kernels *k) {
         .layout = PACKED_TILES,
         .tile_rows = TILE_ROWS,
         .k_step = K_STEP,
-        .k_block = 1024,
+        .k_block = 256,
         .run = {NULL, tile_amx},
         .enter = enter,
         .leave = leave,

@@ -174,8 +174,8 @@ static size_t slice_scratch(const struct device *dev, char *slab, struct thread_
     const struct dims *d = &dev->dims;
     size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->dtype);
     int low = 5 * d->R > d->D ? 5 * d->R : d->D, inner = d->R > d->D ? d->R : d->D;
-    s->normal = cut(slab, &used, (ITEM_ROWS + 1) * C * sizeof(float));
-    s->d = cut(slab, &used, ITEM_ROWS * C * sizeof(float));
+    s->normal = cut(slab, &used, (ITEM_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
+    s->d = cut(slab, &used, ITEM_ROWS * (C + SHIFT_PAD) * sizeof(float));
     s->mix = cut(slab, &used, ITEM_ROWS * C * in);
     s->low_rank = cut(slab, &used, ITEM_ROWS * (size_t)low * in);
     s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C));

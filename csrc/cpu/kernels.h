@@ -47,7 +47,8 @@ struct finish {
     void *out;
     size_t stride;      /* elements between rows of out and gate */
     const float *gate;  /* GATE_ADD */
-    const float *a, *d; /* LERP: out = a + d (vector + y), rows as in out */
+    const float *a, *d; /* LERP: out = a + d (vector + y) */
+    size_t shift_stride; /* elements between rows of a and d */
     const float *vector; /* LERP: maa; DECAY: time_decay */
 };
 

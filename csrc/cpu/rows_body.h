@@ -64,8 +64,8 @@ static void maximum(int n, const float *x, float *most) {
     VECTORS(i, n) store_some(most + i, larger(load_some(x + i, n - i), load_some(most + i, n - i)), n - i);
 }
 
-/* One vector of a tile; `at` is its place in out. */
-VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t column, vec y, int n) {
+/* One vector of a tile; `at` is its place in out and gate, `shift` in a and d. */
+VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t shift, size_t column, vec y, int n) {
     float *out = (float *)f->out + at;
     switch (kind) {
     case STORE: store_some(out, y, n); break;
@@ -76,7 +76,7 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
     case GATE_ADD: store_some(out, FMA(load_some(f->gate + at, n), y, load_some(out, n)), n); break;
     case FINISH_TANH: store_in_type(f->out, at, tanh_vec(y), n, f->bf16); break;
     case FINISH_LERP:
-        y = FMA(load_some(f->d + at, n), load_some(f->vector + column, n) + y, load_some(f->a + at, n));
+        y = FMA(load_some(f->d + shift, n), load_some(f->vector + column, n) + y, load_some(f->a + shift, n));
         store_in_type(f->out, at, y, n, f->bf16);
         break;
     case FINISH_DECAY: store_some(out, exp_vec(-exp_vec(load_some(f->vector + column, n) + y)), n); break;
@@ -86,9 +86,10 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
 VECTOR_FN void finish_tile(const struct finish *f, int kind, int m, int n, size_t row, size_t column,
                            const float *tile) {
     for (int i = 0; i < m; i++) {
-        size_t at = (row + (size_t)i) * f->stride + column;
-        for (int j = 0; j < n; j += LANES)
-            finish_vector(f, kind, at + (size_t)j, column + (size_t)j, load(tile + i * PANEL + j), n - j);
+        size_t at = (row + (size_t)i) * f->stride, shift = (row + (size_t)i) * f->shift_stride;
+        for (size_t j = 0; j < (size_t)n; j += LANES)
+            finish_vector(f, kind, at + column + j, shift + column + j, column + j, load(tile + i * PANEL + (int)j),
+                          n - (int)j);
     }
 }
 

@@ -85,20 +85,25 @@ static size_t slot_at(const struct worker *w, int slot, int layer) {
     return ((size_t)slot * (size_t)d->L + (size_t)layer) * (size_t)d->C;
 }
 
-/* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this. A row that follows one of
+static size_t shift_stride(const struct worker *w) {
+    return (size_t)w->dev->dims.C + SHIFT_PAD;
+}
+
+/* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this; rows shift_stride apart. A row that follows one of
  * its own sequence normalises that one anew where another item owns it: cheaper than waiting for it, and the same bits. */
 static void shift_rows(const struct worker *w, const struct shift *s, struct rows rows, float *normal, float *d) {
     const struct row_kernels *k = &w->dev->kernels.rows;
     int C = w->dev->dims.C;
     const float *weight = vector_of(s->ln.weight), *bias = vector_of(s->ln.bias);
+    size_t stride = shift_stride(w);
     for (int i = 0; i < rows.count; i++) {
         int t = rows.first + i, piece = w->piece[t], from = w->pass.from[piece];
-        float *a = normal + (size_t)(i + 1) * (size_t)C;
-        const float *previous = a - C;
+        float *a = normal + (size_t)(i + 1) * stride;
+        const float *previous = a - stride;
         if (t == w->pass.start[piece]) previous = from < 0 ? w->zeros : s->slots + slot_at(w, from, s->layer);
         else if (i == 0) k->layer_norm(C, s->x + (size_t)(t - 1) * (size_t)C, weight, bias, normal);
         k->layer_norm(C, s->x + (size_t)t * (size_t)C, weight, bias, a);
-        k->difference(C, previous, a, d + (size_t)i * (size_t)C);
+        k->difference(C, previous, a, d + (size_t)i * stride);
     }
 }
 
@@ -136,10 +141,10 @@ static void time_shift_rows(void *context, int item, int thread) {
     const struct dims *dims = &w->dev->dims;
     struct thread_scratch *s = &w->scratch[thread];
     struct rows rows = rows_of_item(w, item);
-    size_t C = (size_t)dims->C, R = (size_t)dims->R;
+    size_t C = (size_t)dims->C, R = (size_t)dims->R, stride = shift_stride(w);
     shift_rows(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++)
-        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * C, s->d + i * C, vector_of(a->maa_x), is_bf16(w),
+        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * stride, s->d + i * stride, vector_of(a->maa_x), is_bf16(w),
                                   (char *)s->mix + i * C * dtype_bytes(w->dev->dtype));
     multiply(w, thread, a->w1, 0, s->mix, C, s->packed, rows, 0,
              &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = 5 * R});
@@ -149,8 +154,9 @@ static void time_shift_rows(void *context, int item, int thread) {
                                   .bf16 = is_bf16(w),
                                   .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(w->dev->dtype),
                                   .stride = C,
-                                  .a = s->normal + C,
+                                  .a = s->normal + stride,
                                   .d = s->d,
+                                  .shift_stride = stride,
                                   .vector = vector_of(a->maa[j])});
 }
 
@@ -174,10 +180,10 @@ static void channel_shift_rows(void *context, int item, int thread) {
     const struct channel_shift *a = job->a;
     struct thread_scratch *s = &w->scratch[thread];
     struct rows rows = rows_of_item(w, item);
-    size_t C = (size_t)w->dev->dims.C, row_bytes = C * dtype_bytes(w->dev->dtype);
+    size_t C = (size_t)w->dev->dims.C, stride = shift_stride(w), row_bytes = C * dtype_bytes(w->dev->dtype);
     shift_rows(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++) {
-        const float *b = s->normal + (i + 1) * C, *d = s->d + i * C;
+        const float *b = s->normal + (i + 1) * stride, *d = s->d + i * stride;
         size_t at = ((size_t)rows.first + i) * row_bytes;
         w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_k), is_bf16(w), (char *)a->mixed_k + at);
         w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_r), is_bf16(w), (char *)a->mixed_r + at);

@@ -18,9 +18,12 @@ struct device {
 /* A row kernel's item is a run of rows small enough that all it makes on the way stays in the second-level cache. */
 enum { ITEM_ROWS = 64 };
 
+/* Rows of the scratch lie a line more than C apart: at a multiple of 4 KiB they would all fall into one cache set. */
+enum { SHIFT_PAD = 16 };
+
 /* What one thread needs for an item; pointers into one allocation a thread. */
 struct thread_scratch {
-    float *normal, *d;       /* [ITEM_ROWS + 1, C], [ITEM_ROWS, C] */
+    float *normal, *d;       /* [ITEM_ROWS + 1, C + SHIFT_PAD], [ITEM_ROWS, C + SHIFT_PAD] */
     void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, max(5R, D)] in type */
     void *packed, *packed_z; /* inputs of products from C, and from R or D */
     float *state;            /* [N, wkv_padded(N)] */
