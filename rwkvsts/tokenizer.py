@@ -49,7 +49,8 @@ def load(
     ----------
     kind : "world", "gpt2", "bytes" or None
     vocabulary : the World vocabulary file; None if there is none beside the weights
-    n_vocab : rows of the model's embedding; every id must be below
+    n_vocab : rows of the model's embedding, every id must be below; 0 where the weights do not
+        tell, which the core refuses with a better message
     fetch : repository and file name to a local path; "gpt2" is not beside the weights
     """
     match kind:
@@ -130,7 +131,7 @@ def _as_bytes(text: Text) -> bytes:
 
 
 def _check_rows(name: str, largest: int, n_vocab: int) -> None:
-    if largest >= n_vocab:
+    if 0 < n_vocab <= largest:
         raise CheckpointError(
             f"{name} has ids up to {largest}, the model embeds 0 .. {n_vocab - 1}: they do not "
             "belong together. Load with the model's own vocabulary, or tokenizer=None."

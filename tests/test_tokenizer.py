@@ -271,6 +271,7 @@ def test_bytes() -> None:
     assert ids.tolist() == [97, 98, 99] and start.tolist() == [0, 2, 2, 3]
     with pytest.raises(CheckpointError, match=r"ids up to 255.*0 \.\. 99"):
         load("bytes", None, 100, no_fetch)
+    assert load("bytes", None, 0, no_fetch)  # weights without an embedding: the core says so
 
 
 def test_gpt2_is_fetched_and_adds_no_special_token(tmp_path: Path) -> None:
