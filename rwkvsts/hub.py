@@ -103,17 +103,29 @@ def fetch(
 
     Raises HubError if it cannot be had.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     place = _place(revision, cache_dir, token)
+    cause = "not in the cache: run once without local_files_only"
+    try:
+        if not local_files_only:
+            # Asked first: without a network hf_hub_download retries for half a minute, aloud.
+            where = {"repo_type": repo_type, "revision": revision, "endpoint": place["endpoint"]}
+            get_hf_file_metadata(hf_hub_url(repo, file, **where), token=token)
+    except Exception as error:
+        if answer := _answer(error, repo, place):
+            raise HubError(f"{repo}/{file}: {answer}.") from error
+        cause = f"not in the cache, and the hub cannot be reached ({_first_line(error)}): "
+        cause += "check the network"
+        local_files_only = True
     try:
         found = hf_hub_download(
             repo, file, repo_type=repo_type, local_files_only=local_files_only, **place
         )
     except Exception as error:
-        unreachable = f"not in the cache, and the hub cannot be reached ({_first_line(error)})"
-        answer = _answer(error, repo, place) or f"{unreachable}: check the network"
-        raise HubError(f"{repo}/{file}: {answer}.") from error
+        if not local_files_only:
+            cause = f"the download broke off ({_first_line(error)}): run it again"
+        raise HubError(f"{repo}/{file}: {_answer(error, repo, place) or cause}.") from error
     return Path(found)
 
 

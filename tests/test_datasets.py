@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,15 +177,18 @@ def test_both_editions_of_sick(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Stands in for the download: (repository, file) to a local path, or an error."""
+    """Stands in for the hub: repository/file to a local path; unreachable while empty."""
     files: dict[str, Path] = {}
 
     def download(repo: str, file: str, repo_type: str, **_: object) -> str:
         assert repo_type == "dataset"
-        if f"{repo}/{file}" not in files:
-            raise OSError("connection refused")
         return str(files[f"{repo}/{file}"])
 
+    def ask(*_: object, **__: object) -> None:
+        if not files:
+            raise OSError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     return files
 
@@ -271,6 +275,9 @@ def test_real_client_caches_pins_and_explains(
     assert len(datasets.load("stsb", "test", local_files_only=True, **place)) == 1379
     with pytest.raises(HubError, match=r"not in the cache.*Or give a local folder"):
         datasets.load("stsb", "train", local_files_only=True, **place)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("retries for half a minute"))
+    with pytest.raises(HubError, match=r"not in the cache, and the hub cannot be reached"):
+        datasets.load("stsb", "train", **place)
 
 
 def test_no_network_is_a_hub_error(hub: dict[str, Path]) -> None:
