@@ -6,6 +6,7 @@ with a marker or a dash besides.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def layers(study: Study, path: str | Path) -> None:
         _panel(panel, study, [row for row in study.rows if row.split == split])
     panels[0].set_ylabel("Spearman correlation")
     figure.suptitle(
-        f"model {Path(study.config.model).name}, task {study.config.task}: 95 % intervals"
+        f"{Path(study.config.model).name} on {study.config.task}, with 95 % intervals over pairs"
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
@@ -64,20 +65,25 @@ def _panel(panel: Axes, study: Study, rows: list[Row]) -> None:
             ],
             color=colour,
             marker=marker,
-            capsize=3,
+            markersize=5,
+            elinewidth=1,
+            capsize=2,
             label=f"{series[0].method}, {tokenizer} tokenizer",
         )
-        published = [(p, row.published_spearman) for p, row in zip(x, series, strict=True)]
-        if any(value is not None for _, value in published):
+        published = [row.published_spearman for row in series]
+        if any(value is not None for value in published):
             panel.plot(
-                *zip(*published, strict=True),
+                # Beside the point that repeats it: where both agree, one would hide the other.
+                [p - 0.12 for p in x],
+                [math.nan if value is None else value for value in published],
                 linestyle="none",
-                marker="x",
-                color=colour,
-                markersize=9,
-                label="published (arXiv 2502.14620)",
+                marker="D",
+                color="#555555",
+                fillstyle="none",
+                label=f"published (arXiv 2502.14620), {tokenizer}",
             )
     panel.set_xticks(list(place), names)
     panel.set_xlabel("layer (after block)")
     panel.set_title(f"{rows[0].split}, n = {rows[0].n}", fontsize="medium")
     panel.grid(axis="y", alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
