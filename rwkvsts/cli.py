@@ -59,11 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"rwkvsts: {message}", file=sys.stderr)
+        print(f"rwkvsts: {_one_line(error)}", file=sys.stderr)
         _drop_stdout()
         return 1
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _drop_stdout() -> None:
