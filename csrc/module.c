@@ -24,7 +24,10 @@ struct module {
 static PyObject *raise(PyTypeObject *type, const struct error *e) {
     const struct module *state = PyType_GetModuleState(type);
     PyObject *kinds[] = {NULL, PyExc_ValueError, PyExc_MemoryError, state->device_error, NULL};
-    if (kinds[e->status]) PyErr_SetString(kinds[e->status], e->text);
+    /* Names from a file may be no UTF-8, or cut inside a character. */
+    PyObject *text = kinds[e->status] ? PyUnicode_DecodeUTF8(e->text, (Py_ssize_t)strlen(e->text), "replace") : NULL;
+    if (text) PyErr_SetObject(kinds[e->status], text);
+    Py_XDECREF(text);
     return NULL;
 }
 
@@ -33,8 +36,12 @@ static PyArrayObject *as_array(PyObject *o, int type, int ndim, const char *name
     PyArrayObject *a = (PyArrayObject *)o;
     if (!PyArray_Check(o) || PyArray_TYPE(a) != type || !PyArray_IS_C_CONTIGUOUS(a) || !PyArray_ISALIGNED(a) ||
         !PyArray_ISNOTSWAPPED(a) || (ndim >= 0 && PyArray_NDIM(a) != ndim)) {
-        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous array of NumPy type %d and %d dimensions", name, type,
-                     ndim);
+        const char *kind = type == NPY_INT32    ? "int32"
+                           : type == NPY_INT64  ? "int64"
+                           : type == NPY_UINT16 ? "uint16"
+                                                : "float32";
+        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous %s array%s", name, kind,
+                     ndim == 1 ? " of one dimension" : ndim == 3 ? " of three dimensions" : "");
         return NULL;
     }
     return a;
@@ -148,29 +155,41 @@ static PyObject *Tokenizer_encode(Tokenizer *self, PyObject *text) {
     return ids;
 }
 
+/* An id that the vocabulary has, or -1 with an exception. */
+static int32_t parse_id(const Tokenizer *self, PyObject *item, Py_ssize_t i, size_t *length) {
+    int overflow;
+    long id = PyLong_AsLongAndOverflow(item, &overflow);
+    if (id == -1 && PyErr_Occurred()) return -1;
+    if (!overflow && id >= 0 && id <= INT32_MAX && tokenizer_bytes(self->t, (int32_t)id, length)) return (int32_t)id;
+    PyErr_Format(PyExc_ValueError, "ids[%zd] = %S is not in the vocabulary", i, item);
+    return -1;
+}
+
 static PyObject *Tokenizer_decode(Tokenizer *self, PyObject *ids) {
-    PyObject *list = PySequence_Fast(ids, "ids must be a sequence of int"), *out = NULL;
-    if (!list) return NULL;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
-    for (int writing = 0; writing < 2; writing++) { /* once to measure, once to write */
-        size_t used = 0;
-        for (Py_ssize_t i = 0; i < n; i++) {
-            size_t length = 0;
-            long id = PyLong_AsLong(PySequence_Fast_GET_ITEM(list, i));
-            if (id == -1 && PyErr_Occurred()) goto done;
-            const uint8_t *bytes = id < 0 || id > INT32_MAX ? NULL : tokenizer_bytes(self->t, (int32_t)id, &length);
-            if (!bytes) {
-                PyErr_Format(PyExc_ValueError, "ids[%zd] = %ld is not in the vocabulary", i, id);
-                Py_CLEAR(out);
-                goto done;
-            }
-            if (writing && length) memcpy(PyBytes_AS_STRING(out) + used, bytes, length);
-            used += length;
-        }
-        if (!writing && !(out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)used))) goto done;
+    /* A tuple of our own, each item read once: its __index__ may run any code. */
+    PyObject *tuple = PySequence_Tuple(ids), *out = NULL;
+    if (!tuple) return NULL;
+    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
+    size_t length = 0, bytes = 0;
+    int32_t *id = PyMem_Calloc((size_t)n + 1, sizeof *id);
+    if (!id) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        id[i] = parse_id(self, PyTuple_GET_ITEM(tuple, i), i, &length);
+        if (id[i] < 0) goto done;
+        bytes += length;
+    }
+    out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
+    char *end = out ? PyBytes_AS_STRING(out) : NULL;
+    for (Py_ssize_t i = 0; out && i < n; i++, end += length) {
+        const uint8_t *from = tokenizer_bytes(self->t, id[i], &length);
+        memcpy(end, from, length);
     }
 done:
-    Py_DECREF(list);
+    PyMem_Free(id);
+    Py_DECREF(tuple);
     return out;
 }
 
@@ -214,12 +233,19 @@ typedef struct {
     int n_idle;
 } Model;
 
+/* PyArg_ParseTuple takes anything else for a mistake of ours: SystemError. */
+static bool is_tuple(PyObject *o, const char *what) {
+    if (!PyTuple_Check(o)) PyErr_Format(PyExc_TypeError, "%s: found %s", what, Py_TYPE(o)->tp_name);
+    return PyTuple_Check(o);
+}
+
 static bool parse_tensor(PyObject *item, struct tensor_info *t) {
     PyObject *shape;
+    if (!is_tuple(item, "a tensor is a tuple (name, shape)")) return false;
     if (!PyArg_ParseTuple(item, "sO!;a tensor is (name, shape)", &t->name, &PyTuple_Type, &shape)) return false;
     Py_ssize_t ndim = PyTuple_GET_SIZE(shape);
-    t->ndim = ndim <= 4 ? (int)ndim : 4;
-    for (int i = 0; i < t->ndim; i++) {
+    t->ndim = (int)ndim;
+    for (int i = 0; i < t->ndim && i < 4; i++) {
         t->shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
         if (t->shape[i] == -1 && PyErr_Occurred()) return false;
     }
@@ -227,20 +253,20 @@ static bool parse_tensor(PyObject *item, struct tensor_info *t) {
 }
 
 static bool parse_dims(PyTypeObject *type, PyObject *tensors, struct dims *dims) {
-    PyObject *list = PySequence_Fast(tensors, "tensors must be a sequence of (name, shape)");
-    if (!list) return false;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
+    PyObject *tuple = PySequence_Tuple(tensors); /* of our own: it keeps the names alive */
+    if (!tuple) return false;
+    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
     struct tensor_info *infos = PyMem_Calloc((size_t)n + 1, sizeof *infos);
     bool fine = infos != NULL;
     if (!fine) PyErr_NoMemory();
-    for (Py_ssize_t i = 0; fine && i < n; i++) fine = parse_tensor(PySequence_Fast_GET_ITEM(list, i), &infos[i]);
+    for (Py_ssize_t i = 0; fine && i < n; i++) fine = parse_tensor(PyTuple_GET_ITEM(tuple, i), &infos[i]);
     struct error e;
     if (fine && rwkv6_dims(infos, (size_t)n, dims, &e) != OK) {
         raise(type, &e);
         fine = false;
     }
     PyMem_Free(infos);
-    Py_DECREF(list);
+    Py_DECREF(tuple);
     return fine;
 }
 
@@ -403,6 +429,7 @@ static bool parse_first(PyObject *first, const struct dims *d, int blocks, struc
     static const char *const names[] = {"att_x", "ffn_x", "wkv"};
     float **data[] = {&out->att_x, &out->ffn_x, &out->wkv};
     npy_intp counts[] = {(npy_intp)blocks * d->C, (npy_intp)blocks * d->C, (npy_intp)blocks * d->C * d->N};
+    if (!is_tuple(first, "a state is a tuple (att_x, ffn_x, wkv)")) return false;
     if (!PyArg_ParseTuple(first, "OOO;a state is (att_x, ffn_x, wkv)", &o[0], &o[1], &o[2])) return false;
     for (int i = 0; i < 3; i++) {
         PyArrayObject *a = as_array(o[i], NPY_FLOAT32, -1, names[i]);
@@ -473,18 +500,18 @@ static bool parse_call(Model *self, PyObject *args, PyObject *kwargs, struct cal
     return parse_out(out_o, self, r) && (!last || new_last(call, self));
 }
 
-/* An idle session that fits, or a new one; sessions that do not fit make room first. */
-static enum status take_session(Model *self, const struct kept *want, struct session **out, struct error *e) {
+/* Makes of what is wanted an idle session that has at least that, or a new one; those that have not make room first. */
+static enum status take_session(Model *self, struct kept *k, struct error *e) {
     for (int i = self->n_idle - 1; i >= 0; i--) {
-        struct kept *k = &self->idle[i];
-        if (k->pid == want->pid && k->rows == want->rows && k->columns >= want->columns && k->states >= want->states) {
-            *out = k->session;
-            *k = self->idle[--self->n_idle];
+        struct kept *idle = &self->idle[i];
+        if (idle->pid == k->pid && idle->rows == k->rows && idle->columns >= k->columns && idle->states >= k->states) {
+            *k = *idle;
+            *idle = self->idle[--self->n_idle];
             return OK;
         }
     }
     drop_idle(self);
-    return rwkv6_session_open(self->m, want->rows, want->columns, want->states, out, e);
+    return rwkv6_session_open(self->m, k->rows, k->columns, k->states, &k->session, e);
 }
 
 /* A session that failed may be inside a pass and is not used again. */
@@ -504,8 +531,9 @@ static PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     if (!parse_call(self, args, kwargs, &call, &p.progress)) goto done;
-    struct kept k = {NULL, call.rows, call.request.columns, call.request.last ? STATES : 0, (long)getpid()};
-    enum status st = take_session(self, &k, &k.session, &e);
+    int states = !call.request.last ? 0 : call.request.S < STATES ? (int)call.request.S : STATES;
+    struct kept k = {NULL, call.rows, call.request.columns, states, (long)getpid()};
+    enum status st = take_session(self, &k, &e);
     if (st == OK) {
         call.request.poll = poll;
         call.request.user = &p;

@@ -18,8 +18,8 @@ struct tokenizer {
     size_t n_cells; /* at least BYTES beyond the last state's base: a look-up never leaves the array */
     uint8_t *blob;  /* the entries' bytes, one after the other */
     size_t blob_size;
-    size_t *at; /* [ids + 1] where an id's bytes begin; empty for ids that no entry has */
-    int32_t *lengths;
+    size_t *at;       /* [ids] where an id's bytes begin */
+    int32_t *lengths; /* [ids] 0 for ids that no entry has */
     int32_t ids; /* the largest id + 1 */
 };
 

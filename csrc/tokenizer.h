@@ -1,6 +1,6 @@
-/* RWKV World tokenizer: at each byte the longest vocabulary entry that matches, over a flat trie.
+/* RWKV World tokenizer: at each byte the longest vocabulary entry that matches, over a trie.
  *
- * No pre-split, no normalisation, no BOS (MODEL.md 3.3 of the official sources: ChatRWKV's rwkv_tokenizer).
+ * No pre-split, no normalisation, no BOS (as in ChatRWKV's rwkv_tokenizer).
  * Immutable once open: any number of threads may encode with one tokenizer. Id 0 is the end of a text and has no bytes. */
 #ifndef RWKVSTS_TOKENIZER_H
 #define RWKVSTS_TOKENIZER_H

@@ -247,6 +247,25 @@ def test_what_is_no_text_is_refused(world: World) -> None:
     assert world.encode("") == [] and world.decode([]) == b""
 
 
+class Changing:
+    """An int that is another each time it is read, and empties the list it is in."""
+
+    def __init__(self, world: World) -> None:
+        self.ids, self.reads = [self, 1, 2, 3], 0
+        self.short, self.long = world.encode("a")[0], max(world.encode_many(["a" * 50])[0].tolist())
+
+    def __index__(self) -> int:
+        self.ids.clear()
+        self.reads += 1
+        return self.short if self.reads == 1 else self.long
+
+
+def test_ids_are_read_once(world: World) -> None:
+    changing = Changing(world)
+    assert world.decode(changing.ids) == b"a" + world.decode([1, 2, 3])
+    assert changing.reads == 1
+
+
 def test_threads_may_share_a_tokenizer(world: World) -> None:
     texts = random_texts(6, 3000, list(nested_entries(5).values()))
     expected = world.encode_many(texts)[0].tobytes()
