@@ -11,7 +11,7 @@
 struct tensor_info {
     const char *name;
     int ndim;
-    int64_t shape[4];
+    int64_t shape[4]; /* the first four sizes; what has more is refused by ndim */
 };
 
 /* Sizes from names and shapes alone. Refuses, by name, RWKV-4, 5 and 7 and the x060a/b/c variants, and missing blocks. */

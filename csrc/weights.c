@@ -121,7 +121,7 @@ static enum status refuse_others(struct listing l, struct error *e) {
                                   "RWKV/v6-Finch-1B6-HF", family);
     for (size_t i = 0; i < l.count; i++)
         if (strstr(l.tensors[i].name, ".att.time_state"))
-            return fail(e, BAD_INPUT, "%s: this checkpoint is state-tuned, which would be ignored in silence: remove "
+            return fail(e, BAD_INPUT, "%.200s: this checkpoint is state-tuned, which would be ignored in silence: remove "
                                       "the time_state tensors to run the plain model", l.tensors[i].name);
     return OK;
 }
@@ -146,7 +146,7 @@ enum status rwkv6_dims(const struct tensor_info *tensors, size_t count, struct d
     TRY(refuse_others(l, e));
     for (size_t i = 0; i < count; i++) {
         int block = split_name(tensors[i].name, &leaf);
-        if (block >= MOST_L) return fail(e, BAD_INPUT, "%s: at most %d blocks are expected", tensors[i].name, MOST_L);
+        if (block >= MOST_L) return fail(e, BAD_INPUT, "%.200s: at most %d blocks are expected", tensors[i].name, MOST_L);
         if (block >= d.L) d.L = block + 1;
     }
     TRY(read_size(l, "emb.weight", 2, 0, MOST_V, &d.V, e));

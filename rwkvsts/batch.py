@@ -42,19 +42,19 @@ def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Pre
     return prepare
 
 
-def from_ids(max_length: int | None = None) -> Prepare:
-    """Lists of token ids, each cut to max_length."""
+def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
+    """Lists of token ids below n_vocab, each cut to max_length."""
     _check_length(max_length)
 
     def prepare(lists: Sequence[Any], first: int) -> Batch:
         pieces = []
         for i, ids in enumerate(lists):
-            piece = np.asarray(ids)
-            if piece.ndim != 1 or (piece.size and piece.dtype.kind not in "iu"):
+            piece = _integers(ids)
+            if piece is None:
                 raise TypeError(f"ids[{first + i}]: expected a list of integers")
-            if piece.size and (piece.min() < 0 or piece.max() >= 2**31):
+            if piece.size and (piece.min() < 0 or piece.max() >= n_vocab):
                 found = f"{piece.min()} .. {piece.max()}"
-                raise ValueError(f"ids[{first + i}] holds {found}: expected token ids")
+                raise ValueError(f"ids[{first + i}] holds {found}: expected 0 .. {n_vocab - 1}")
             pieces.append(piece[:max_length])
         return _pack(pieces, "ids", first)
 
@@ -109,6 +109,16 @@ class Bar:
 def _check_length(max_length: int | None) -> None:
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length}: expected at least 1")
+
+
+def _integers(ids: Any) -> NDArray[Any] | None:
+    """One list of integers as an array; None for anything else."""
+    try:
+        piece = np.asarray(ids)
+    except ValueError:  # a list in the list
+        return None
+    fits = piece.ndim == 1 and (piece.dtype.kind in "iu" or not piece.size)
+    return piece if fits else None
 
 
 def _pack(pieces: list[NDArray[Any]], name: str, first: int) -> Batch:

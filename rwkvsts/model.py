@@ -8,7 +8,8 @@ one clear exception; and that one model may be used by several threads at a time
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DEMO = Path(__file__).parent / "assets" / "demo"
 PLACE = "{text}"
+MOST_BLOCKS, MOST_THREADS, MOST_ROWS = 4096, 1024, 2**24  # what the core takes
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class RWKV6:
         DeviceError : the device cannot be used
         """
         device, dtype = choose(device, dtype)
-        if max_layer is not None and max_layer < 0:
-            raise ValueError(f"max_layer={max_layer}: expected 0 or more")
+        _check_range("max_layer", max_layer, 0, MOST_BLOCKS - 1)
+        _check_range("threads", threads, 1, MOST_THREADS)
+        _check_range("device_memory", device_memory, 0, sys.maxsize)
         hub: dict[str, Any] = {
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
@@ -138,8 +141,9 @@ class RWKV6:
         name = os.fspath(source)
         found = resolve(DEMO if name == "demo" else source, revision=revision, **hub)
         with open_checkpoint(found) as checkpoint:
-            shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", (0,))
-            vocabulary = load(tokenizer, found.vocabulary, shape[0], partial(fetch, **hub))
+            shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
+            n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
+            vocabulary = load(tokenizer, found.vocabulary, n_vocab, partial(fetch, **hub))
             try:
                 core = _core.Model(
                     [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],
@@ -228,13 +232,14 @@ class RWKV6:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
         request = _Request(layers, pooling, batch_tokens, normalize, show_progress, out, state)
         listed = list(ids)
-        return self._encode(listed, (len(listed),), batch.from_ids(max_length), request)
+        prepare = batch.from_ids(self.config.n_vocab, max_length)
+        return self._encode(listed, (len(listed),), prepare, request)
 
     def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
-        ids, start = batch.from_ids()([prefix], 0)
+        ids, start = batch.from_ids(self.config.n_vocab)([prefix], 0)
         none = np.empty(0, np.int32)
         last = self._core.run(ids, start, none, 0, None, state, True, 0, None)
         assert last is not None  # it was asked for
@@ -247,7 +252,9 @@ class RWKV6:
 
     def _columns(self, layers: Layers) -> NDArray[np.int32]:
         """Layers as the core counts them, "final" being n_blocks."""
-        listed = list(layers) if isinstance(layers, Sequence) and layers != "final" else [layers]
+        if not _is_one(layers) and not isinstance(layers, Iterable):
+            raise TypeError(f"layers={layers!r}: expected a layer or a list of layers")
+        listed: list[Any] = [layers] if _is_one(layers) else list(layers)  # type: ignore[arg-type]
         if not listed:
             raise ValueError("layers is empty: name at least one")
         whole = self.n_blocks == self.config.n_layer
@@ -270,8 +277,8 @@ class RWKV6:
         if not items:
             raise ValueError("there is nothing to encode: the list is empty")
         S, C = len(items), self.config.n_embd
-        one = isinstance(request.layers, (int, str, np.integer))
-        result = request.result((*axes, *(() if one else (len(columns),)), C))
+        each = () if _is_one(request.layers) else (len(columns),)
+        result = request.result((*axes, *each, C))
         rows = result.reshape(S, len(columns), C)
         settings = columns, POOLING.index(request.pooling)
         limit = request.batch_tokens or 0
@@ -302,24 +309,35 @@ class _Request:
     def __post_init__(self) -> None:
         if self.pooling not in POOLING:
             raise ValueError(f"pooling={self.pooling!r}: expected one of {', '.join(POOLING)}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens={self.batch_tokens}: expected at least 1")
+        _check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
 
     def result(self, shape: tuple[int, ...]) -> FloatArray:
         """The caller's array if it gave one that fits, else a new one."""
         if self.out is None:
             return np.empty(shape, np.float32)
-        out, flags = self.out, self.out.flags
+        out = self.out
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out is {type(out).__name__}: expected a NumPy array")
         if (
             out.dtype != np.float32
             or out.shape != shape
-            or not flags.c_contiguous & flags.writeable
+            or not out.flags.c_contiguous & out.flags.writeable
         ):
             raise ValueError(
                 f"out is {out.dtype} of shape {out.shape}: expected writable C-contiguous float32 "
                 f"of shape {shape}"
             )
         return out
+
+
+def _is_one(layers: Layers) -> bool:
+    """Whether one layer is named, not several: the result has no axis for it then."""
+    return isinstance(layers, (int, str, np.integer))
+
+
+def _check_range(name: str, value: int | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise ValueError(f"{name}={value}: expected {least} .. {most}")
 
 
 def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:

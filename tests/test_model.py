@@ -159,6 +159,28 @@ def test_a_prompt_surrounds_each_text(tmp_path: Path) -> None:
     assert found.tobytes() == m.encode(["say on", "say an"], layers=1, pooling="last").tobytes()
 
 
+def test_states_of_many_sequences(tmp_path: Path) -> None:
+    """More than leave the device at a time, cut across three passes and more."""
+    weights = random_weights(2, L=2)
+    m = load(tmp_path, weights, dtype="float32")
+    lengths = [1, 40, 2, 7, 1, 1, 3, 90, *[1 + i % 4 for i in range(30)], 25]
+    lists = random_ids(3, lengths)
+    ids = np.concatenate(lists).astype(np.int32)
+    start = np.cumsum([0, *lengths])
+    given = m.state([7, 8, 9])
+    for limit in (0, 1, 8, 33):
+        for first in (None, given):
+            out = np.empty((len(lists), 1, 64), np.float32)
+            layer = np.array([0], np.int32)
+            found = m._core.run(ids, start, layer, 0, out, first, True, limit, None)
+            assert found is not None
+            for i in (0, 1, 7, 15, 16, 17, len(lists) - 1):
+                expected = m.state(lists[i], first)
+                for name, array, wanted in zip(State._fields, found, expected, strict=True):
+                    assert array[i].tobytes() == wanted.tobytes(), (limit, i, name)
+            assert out[:, 0].tobytes() == m.encode_ids(lists, 0, state=first).tobytes(), limit
+
+
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights(2, L=2))
     state = m.state([1, 2])
@@ -180,10 +202,9 @@ def test_bits_do_not_depend_on_the_batch(tmp_path: Path, dtype: str, size: str) 
     ids = random_ids(12, [1, 5, 200, 33, 2, 64, 7, 90])
     for pooling in ("mean", "last", "weighted", "max"):
         alone = [models[0].encode_ids([x], [0, 1, "final"], pooling).tobytes() for x in ids]
-        for trial in range(6):
-            order = rng.permutation(np.repeat(np.arange(len(ids)), 2))[: rng.integers(1, 16)]
+        for trial, limit in enumerate([1, 3, 16, 50, 257, 4096]):  # tokens of a pass
+            order = rng.permutation(np.repeat(np.arange(len(ids)), 2))[: rng.integers(4, 16)]
             m = models[trial % 3]
-            limit = int(rng.choice([1, 3, 16, 50, 257, 4096]))
             rows = m.encode_ids([ids[i] for i in order], [0, 1, "final"], pooling, None, limit)
             for i, row in zip(order, rows, strict=True):
                 assert row.tobytes() == alone[i], (pooling, trial, limit, i)

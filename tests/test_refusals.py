@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tinymodel import load, random_ids, random_weights
 
-from rwkvsts import RWKV6, CheckpointError, DeviceError
+from rwkvsts import RWKV6, CheckpointError, DeviceError, State
 
 Weights = dict[str, np.ndarray]
 
@@ -52,6 +52,25 @@ MISSING = ["emb.weight", "blocks.0.ln0.bias", "blocks.2.ffn.value.weight", "ln_o
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{name} is missing"):
         load(tmp_path, without(random_weights(), name))
+
+
+def test_an_embedding_without_dimensions_is_refused(tmp_path: Path) -> None:
+    weights = {**random_weights(), "emb.weight": np.zeros((), np.float32)}
+    with pytest.raises(CheckpointError, match=r"emb\.weight has 0 dimensions: expected 2"):
+        load(tmp_path, weights)
+
+
+def test_five_dimensions_are_refused(tmp_path: Path) -> None:
+    weights = random_weights()
+    weights["blocks.1.ln1.weight"] = weights["blocks.1.ln1.weight"].reshape(1, 1, 1, 1, -1)
+    with pytest.raises(CheckpointError, match="has 5 dimensions"):
+        load(tmp_path, weights)
+
+
+def test_an_endless_name_does_not_hide_the_reason(tmp_path: Path) -> None:
+    weights = {**random_weights(), "é" * 400 + ".att.time_state": np.zeros(1, np.float32)}
+    with pytest.raises(CheckpointError, match="éé.*state-tuned"):
+        load(tmp_path, weights)
 
 
 def test_a_missing_block_is_named(tmp_path: Path) -> None:
@@ -100,6 +119,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, d
     [
         ({"max_layer": 3}, r"4 blocks asked for: the checkpoint has 3"),
         ({"max_layer": -1}, r"max_layer=-1"),
+        ({"max_layer": 2**40}, r"max_layer=1099511627776: expected 0 \.\. 4095"),
+        ({"threads": -1}, r"threads=-1: expected 1 \.\. 1024"),
+        ({"device_memory": -1}, r"device_memory=-1: expected 0"),
+        ({"dtype": "float16"}, r"dtype float16 on a CPU"),
         ({"dtype": "int8"}, r"dtype='int8'"),
         ({"device": "tpu"}, r"device='tpu'"),
         ({"tokenizer": "bert"}, r"bert"),
@@ -122,9 +145,10 @@ def tiny(tmp_path: Path) -> RWKV6:
     [
         ({"ids": []}, r"the list is empty"),
         ({"ids": [[1], [], [2]]}, r"ids\[1\] is empty"),
-        ({"ids": [[1], [2, 256]]}, r"token 1 of sequence 1 is 256: expected 0 \.\. 255"),
+        ({"ids": [[1], [2, 256]]}, r"ids\[1\] holds 2 \.\. 256: expected 0 \.\. 255"),
         ({"ids": [[1], [2, -3]]}, r"ids\[1\] holds -3 \.\. 2"),
         ({"ids": [[2**40]]}, r"ids\[0\] holds 1099511627776"),
+        ({"ids": [[1]] * 9000 + [[256]]}, r"ids\[9000\] holds 256"),
         ({"layers": []}, r"layers is empty"),
         ({"layers": [0, 2]}, r"layer 2: this model holds layers 0 \.\. 1"),
         ({"layers": -1}, r"layer -1"),
@@ -132,6 +156,7 @@ def tiny(tmp_path: Path) -> RWKV6:
         ({"layers": True}, r"layer True"),
         ({"pooling": "cls"}, r"pooling='cls'"),
         ({"batch_tokens": 0}, r"batch_tokens=0"),
+        ({"batch_tokens": 2**40}, r"batch_tokens=1099511627776: expected 1 \.\. 16777216"),
         ({"max_length": 0}, r"max_length=0"),
         ({"out": np.zeros((1, 64))}, r"out is float64"),
         (
@@ -145,6 +170,29 @@ def test_arguments_of_encode(tiny: RWKV6, arguments: dict, message: str) -> None
     with pytest.raises(ValueError, match=message):
         tiny.encode_ids(**{**good, **arguments})
     assert np.isfinite(tiny.encode_ids(**good)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": [1, 2]}, r"ids\[0\]: expected a list of integers"),
+        ({"ids": [[1], [2, [3]]]}, r"ids\[1\]: expected a list of integers"),
+        ({"layers": None}, r"layers=None"),
+        ({"layers": 1.0}, r"layers=1\.0"),
+        ({"out": [0.0] * 64}, r"out is list"),
+        ({"state": [1, 2, 3]}, r"a state is a tuple \(att_x, ffn_x, wkv\): found list"),
+        ({"state": (1, 2)}, r"a state is"),
+    ],
+)
+def test_arguments_of_another_type(tiny: RWKV6, arguments: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tiny.encode_ids(**{"ids": [[1, 2]], "layers": 1, **arguments})
+
+
+def test_a_state_of_another_dtype_is_refused(tiny: RWKV6) -> None:
+    state = State(*(array.astype(np.float64) for array in tiny.state([1])))
+    with pytest.raises(ValueError, match="att_x must be a C-contiguous float32 array"):
+        tiny.encode_ids([[1]], layers=0, state=state)
 
 
 def test_texts_that_are_none(tiny: RWKV6) -> None:
