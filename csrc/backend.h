@@ -49,18 +49,18 @@ enum pooling { POOL_MEAN, POOL_LAST, POOL_WEIGHTED, POOL_MAX };
 
 struct pass {
     int T, S;
-    const int32_t *ids;       /* [T] */
-    const int32_t *start;     /* [S+1] */
-    const int32_t *before;    /* [S] tokens of the sequence that earlier passes have seen */
-    const int32_t *total;     /* [S] tokens of the whole sequence */
-    const int32_t *from, *to; /* [S] state slot to start from, to leave the state in; -1: zeros, nowhere */
-    const float *att_x, *ffn_x, *wkv; /* device: state slots [slot, L, C], [slot, L, C], [slot, L, H, N, N] (key, value);
-                                         the same pointers in every pass of a session */
+    const int32_t *ids;         /* [T] */
+    const int32_t *start;       /* [S+1] */
+    const int32_t *before;      /* [S] tokens of the sequence that earlier passes have seen */
+    const int32_t *total;       /* [S] tokens of the whole sequence */
+    const int32_t *from, *to;   /* [S] state slot to start from, to leave the state in; -1: zeros, nowhere */
+    const float *att_x, *ffn_x; /* device: state slots [slot, L, C]; the same pointers in every pass of a session */
+    const float *wkv;           /* [slot, L, H, N, N] (key, value) */
     enum pooling pooling;
-    int top;                  /* blocks that this pass runs */
-    int columns;              /* pooled layers */
-    const int32_t *layers;    /* [columns] which, for recognising a pass seen before */
-    float *pooled;            /* host, [finished sequences, columns, C]; valid after finish() */
+    int top;               /* blocks that this pass runs */
+    int columns;           /* pooled layers */
+    const int32_t *layers; /* [columns] which, for recognising a pass seen before */
+    float *pooled;         /* host, [finished sequences, columns, C]; valid after finish() */
 };
 
 /* ---- verbs, in the order of the equations ---------------------------------------------------------------- */
@@ -73,12 +73,12 @@ struct embed { /* x = LN0(table[ids]) */
 
 struct time_shift { /* a = LN1(x); d = prev(a) - a; z = tanh((a + d maa_x) W1); mixed_j = a + d (maa_j + z_j W2_j) */
     int layer;
-    const float *x;                  /* [T, C] */
+    const float *x; /* [T, C] */
     struct norm ln1;
-    const struct weight *maa_x;      /* [C] */
-    const struct weight *maa[5];     /* w k v r g, [C] each */
-    const struct weight *w1, *w2;    /* [C, 5R], [5, R, C] */
-    void *mixed[5];                  /* w k v r g, [T, C] in type */
+    const struct weight *maa_x;   /* [C] */
+    const struct weight *maa[5];  /* w k v r g, [C] each */
+    const struct weight *w1, *w2; /* [C, 5R], [5, R, C] */
+    void *mixed[5];               /* w k v r g, [T, C] in type */
 };
 
 enum epilogue {
@@ -90,27 +90,28 @@ enum epilogue {
     GATE_ADD, /* x += gate * y           float32 */
 };
 
-struct gemm { /* y = in W^T, then the epilogue */
+/* y = in W^T, then the epilogue */
+struct gemm {
     const struct weight *w; /* LINEAR [n, k] */
     const void *in;         /* [T, k] in type */
     enum epilogue epilogue;
-    void *out;              /* [T, n] */
-    const void *gate;       /* [T, n] out type, for GATE_ADD */
+    void *out;        /* [T, n] */
+    const void *gate; /* [T, n] out type, for GATE_ADD */
 };
 
 struct decay { /* decay = exp(-exp(time_decay + tanh(mixed_w W1) W2)), or what the same backend's wkv wants of it */
-    const void *mixed_w; /* [T, C] in type */
+    const void *mixed_w;                       /* [T, C] in type */
     const struct weight *time_decay, *w1, *w2; /* [C], [C, D], [D, C] */
-    float *decay; /* [T, C] */
+    float *decay;                              /* [T, C] */
 };
 
 struct wkv { /* per head: y = r (S + diag(u) k^T v); S = diag(decay) S + k^T v; out = (GroupNorm(y) w + b) * g */
     int layer;
-    const void *r, *k, *v, *g;     /* [T, C] out type */
-    const float *decay;            /* [T, C] */
-    const struct weight *u;        /* time_faaaa [H, N] */
+    const void *r, *k, *v, *g; /* [T, C] out type */
+    const float *decay;        /* [T, C] */
+    const struct weight *u;    /* time_faaaa [H, N] */
     struct norm ln_x;
-    void *out;                     /* [T, C] in type */
+    void *out; /* [T, C] in type */
 };
 
 struct channel_shift { /* b = LN2(x); d = prev(b) - b; mixed_k = b + d maa_k; mixed_r = b + d maa_r */
@@ -156,7 +157,8 @@ struct backend {
 
     enum status (*alloc)(struct worker *w, size_t bytes, void **out, struct error *e); /* freed with the worker */
     enum status (*upload)(struct worker *w, void *device, const void *host, size_t bytes, struct error *e);
-    enum status (*download)(struct worker *w, void *host, const void *device, size_t bytes, struct error *e); /* waits */
+    /* Waits for what is queued. */
+    enum status (*download)(struct worker *w, void *host, const void *device, size_t bytes, struct error *e);
 
     /* A pass: begin, the verbs, end. *replay: this very pass shape was recorded before, skip the verbs. */
     enum status (*begin)(struct worker *w, const struct pass *pass, bool *replay, struct error *e);

@@ -32,7 +32,8 @@ bool size_add(size_t a, size_t b, size_t *out) {
 void meter_add(struct meter *m, size_t bytes) {
     size_t now = __atomic_add_fetch(&m->now, bytes, __ATOMIC_RELAXED);
     size_t peak = __atomic_load_n(&m->peak, __ATOMIC_RELAXED);
-    while (now > peak && !__atomic_compare_exchange_n(&m->peak, &peak, now, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    while (now > peak)
+        if (__atomic_compare_exchange_n(&m->peak, &peak, now, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) break;
 }
 
 void meter_sub(struct meter *m, size_t bytes) {
@@ -142,8 +143,12 @@ void array_to_float(const struct array *a, size_t first, size_t n, float *out) {
     const uint16_t *half = (const uint16_t *)a->data + first;
     switch (a->dtype) {
     case F32: memcpy(out, (const float *)a->data + first, n * sizeof *out); break;
-    case F16: for (size_t i = 0; i < n; i++) out[i] = half_to_float(half[i]); break;
-    case BF16: for (size_t i = 0; i < n; i++) out[i] = bfloat16_to_float(half[i]); break;
+    case F16:
+        for (size_t i = 0; i < n; i++) out[i] = half_to_float(half[i]);
+        break;
+    case BF16:
+        for (size_t i = 0; i < n; i++) out[i] = bfloat16_to_float(half[i]);
+        break;
     }
 }
 

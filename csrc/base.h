@@ -31,10 +31,10 @@ struct error {
 enum status fail(struct error *e, enum status status, const char *format, ...) PRINTF_LIKE(3, 4);
 
 /* Passes a failure up unchanged. Functions with something to close use `goto done` instead. */
-#define TRY(call)                                                                                            \
-    do {                                                                                                     \
-        enum status status_ = (call);                                                                        \
-        if (status_ != OK) return status_;                                                                   \
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        enum status status_ = (call);                                                                                  \
+        if (status_ != OK) return status_;                                                                             \
     } while (0)
 
 /* *out = a * b, a + b; false when the result does not fit. */
@@ -66,10 +66,10 @@ struct array {
 };
 size_t array_count(const struct array *a);
 
-float half_to_float(uint16_t h);      /* IEEE binary16, exact */
-float bfloat16_to_float(uint16_t h);  /* exact */
-uint16_t float_to_bfloat16(float f);  /* to nearest, ties to even; NaN stays NaN */
-uint16_t float_to_half(float f);      /* to nearest, ties to even; overflow gives infinity */
+float half_to_float(uint16_t h);     /* IEEE binary16, exact */
+float bfloat16_to_float(uint16_t h); /* exact */
+uint16_t float_to_bfloat16(float f); /* to nearest, ties to even; NaN stays NaN */
+uint16_t float_to_half(float f);     /* to nearest, ties to even; overflow gives infinity */
 
 /* out[n] = elements first .. first + n of a, in single precision. */
 void array_to_float(const struct array *a, size_t first, size_t n, float *out);

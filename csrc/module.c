@@ -41,7 +41,9 @@ static PyArrayObject *as_array(PyObject *o, int type, int ndim, const char *name
                            : type == NPY_UINT16 ? "uint16"
                                                 : "float32";
         PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous %s array%s", name, kind,
-                     ndim == 1 ? " of one dimension" : ndim == 3 ? " of three dimensions" : "");
+                     ndim == 1   ? " of one dimension"
+                     : ndim == 3 ? " of three dimensions"
+                                 : "");
         return NULL;
     }
     return a;
@@ -287,8 +289,10 @@ static const struct backend *load_cuda(const char *library, struct error *e) {
     if (handle) *(void **)&entry = dlsym(handle, CUDA_BACKEND_SYMBOL);
     const struct backend *backend = entry ? entry(CUDA_BACKEND_ABI) : NULL;
     if (!backend)
-        fail(e, DEVICE_FAILED, "the CUDA part cannot be loaded (%s): install the package where nvcc is, with "
-                               "RWKVSTS_CUDA=1", library ? handle ? "another version" : dlerror() : "it was not built");
+        fail(e, DEVICE_FAILED,
+             "the CUDA part cannot be loaded (%s): install the package where nvcc is, with "
+             "RWKVSTS_CUDA=1",
+             library ? handle ? "another version" : dlerror() : "it was not built");
     return backend;
 }
 
@@ -449,9 +453,10 @@ static bool new_last(struct call *call, const Model *self) {
     npy_intp S = (npy_intp)call->request.S, L = self->blocks;
     npy_intp shift[] = {S, L, d->C}, wkv[] = {S, L, d->H, d->N, d->N};
     for (int i = 0; i < 3; i++)
-        if (!(call->arrays[i] = (PyArrayObject *)new_array(NPY_FLOAT32, i < 2 ? 3 : 5, i < 2 ? shift : wkv))) return false;
-    call->last = (struct state){PyArray_DATA(call->arrays[0]), PyArray_DATA(call->arrays[1]),
-                                PyArray_DATA(call->arrays[2])};
+        if (!(call->arrays[i] = (PyArrayObject *)new_array(NPY_FLOAT32, i < 2 ? 3 : 5, i < 2 ? shift : wkv)))
+            return false;
+    call->last =
+        (struct state){PyArray_DATA(call->arrays[0]), PyArray_DATA(call->arrays[1]), PyArray_DATA(call->arrays[2])};
     call->request.last = &call->last;
     return true;
 }
@@ -462,8 +467,8 @@ static bool parse_out(PyObject *o, const Model *self, struct request *r) {
     if (!out) return false;
     if (PyArray_DIM(out, 0) != r->S || PyArray_DIM(out, 1) != r->columns || PyArray_DIM(out, 2) != self->dims.C ||
         !PyArray_ISWRITEABLE(out)) {
-        PyErr_Format(PyExc_ValueError, "out must be writable float32 of shape [%zd, %d, %d]", (Py_ssize_t)r->S, r->columns,
-                     self->dims.C);
+        PyErr_Format(PyExc_ValueError, "out must be writable float32 of shape [%zd, %d, %d]", (Py_ssize_t)r->S,
+                     r->columns, self->dims.C);
         return false;
     }
     r->out = PyArray_DATA(out);
@@ -478,7 +483,8 @@ static bool parse_call(Model *self, PyObject *args, PyObject *kwargs, struct cal
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOiOOpiO", names, &ids_o, &start_o, &layers_o, &pooling, &out_o,
                                      &first, &last, &call->rows, progress))
         return false;
-    PyArrayObject *ids = as_array(ids_o, NPY_INT32, 1, "ids"), *start = ids ? as_array(start_o, NPY_INT64, 1, "start") : NULL;
+    PyArrayObject *ids = as_array(ids_o, NPY_INT32, 1, "ids");
+    PyArrayObject *start = ids ? as_array(start_o, NPY_INT64, 1, "start") : NULL;
     PyArrayObject *layers = start ? as_array(layers_o, NPY_INT32, 1, "layers") : NULL;
     if (!layers) return false;
     r->S = PyArray_DIM(start, 0) - 1;
@@ -553,8 +559,8 @@ done:
 static PyObject *Model_config(Model *self, void *none) {
     (void)none;
     const struct dims *d = &self->dims;
-    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "n_layer", d->L, "n_embd", d->C, "n_head", d->H, "head_size", d->N,
-                         "n_ffn", d->F, "n_vocab", d->V);
+    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "n_layer", d->L, "n_embd", d->C, "n_head", d->H, "head_size",
+                         d->N, "n_ffn", d->F, "n_vocab", d->V);
 }
 
 static PyObject *Model_device(Model *self, void *none) {
@@ -600,7 +606,8 @@ static PyObject *cpu_facts(PyObject *module, PyObject *none) {
 }
 
 static PyMethodDef module_functions[] = {
-    {"cpu_features", cpu_facts, METH_NOARGS, "cpu_features() -> dict[str, bool]: instruction sets that may be used here"},
+    {"cpu_features", cpu_facts, METH_NOARGS,
+     "cpu_features() -> dict[str, bool]: instruction sets that may be used here"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN = 256 };           /* bytes; what every device is content with */
-enum { MEAN_LENGTH = 16, FEW = 64 }; /* a pass takes a sequence for every 16 rows: pooled rows are wide, sentences longer */
-enum { W, K, V, R, G, MIXES };  /* order of the five mixes in time_maa_w1 and w2 */
+enum { ALIGN = 256 };                /* bytes; what every device is content with */
+enum { MEAN_LENGTH = 16, FEW = 64 }; /* a pass takes a sequence per 16 rows: sentences are longer, pooled rows wide */
+enum { W, K, V, R, G, MIXES };       /* order of the five mixes in time_maa_w1 and w2 */
 enum { CARRY = 0, FIRST = 2, LAST = 3 }; /* state slots: two for the sequence that goes on, the given one, the asked */
 
 struct session {
@@ -193,7 +193,8 @@ enum status rwkv6_session_open(struct rwkv6 *m, int rows, int columns, int state
                                struct error *e) {
     enum { MOST_ROWS = 1 << 24 };
     size_t shift, wkv;
-    if (rows < 0 || rows > MOST_ROWS) return fail(e, BAD_INPUT, "a pass of %d tokens: expected 1 .. %d", rows, MOST_ROWS);
+    if (rows < 0 || rows > MOST_ROWS)
+        return fail(e, BAD_INPUT, "a pass of %d tokens: expected 1 .. %d", rows, MOST_ROWS);
     struct session *s = calloc(1, sizeof *s);
     if (!s) return fail(e, NO_MEMORY, "no memory for a session");
     s->m = m;
@@ -223,8 +224,8 @@ static enum status check_request(const struct session *s, const struct request *
     for (int64_t i = 0; i < r->S; i++) {
         int64_t first = r->start[i], length = r->start[i + 1] - first;
         if (length < 1 || length > INT32_MAX)
-            return fail(e, BAD_INPUT, "sequence %lld has %lld tokens: expected 1 .. %d", (long long)i, (long long)length,
-                        INT32_MAX);
+            return fail(e, BAD_INPUT, "sequence %lld has %lld tokens: expected 1 .. %d", (long long)i,
+                        (long long)length, INT32_MAX);
         for (int64_t t = 0; t < length; t++)
             if (r->ids[first + t] < 0 || r->ids[first + t] >= m->dims.V)
                 return fail(e, BAD_INPUT, "token %lld of sequence %lld is %d: expected 0 .. %d, the rows of emb.weight",
@@ -283,9 +284,10 @@ static enum status upload_first(struct session *s, const struct state *first, st
 static enum status download_last(struct session *s, const struct state *last, int64_t done, int n, struct error *e) {
     size_t shift, wkv, at = (size_t)done, count = (size_t)n;
     state_bytes(&s->m->dims, &shift, &wkv);
-    TRY(s->be->download(s->w, (char *)last->att_x + at * shift, (char *)s->slots.att_x + LAST * shift, count * shift, e));
-    TRY(s->be->download(s->w, (char *)last->ffn_x + at * shift, (char *)s->slots.ffn_x + LAST * shift, count * shift, e));
-    return s->be->download(s->w, (char *)last->wkv + at * wkv, (char *)s->slots.wkv + LAST * wkv, count * wkv, e);
+    const struct state *slots = &s->slots;
+    TRY(s->be->download(s->w, (char *)last->att_x + at * shift, (char *)slots->att_x + LAST * shift, count * shift, e));
+    TRY(s->be->download(s->w, (char *)last->ffn_x + at * shift, (char *)slots->ffn_x + LAST * shift, count * shift, e));
+    return s->be->download(s->w, (char *)last->wkv + at * wkv, (char *)slots->wkv + LAST * wkv, count * wkv, e);
 }
 
 enum status rwkv6_run(struct session *s, const struct request *r, struct error *e) {

@@ -38,7 +38,8 @@ struct state {
 struct session;
 /* Passes of `rows` tokens (0: what the device prefers), at most `columns` pooled layers, `states` of returned states a pass
  * (0: none are asked). */
-enum status rwkv6_session_open(struct rwkv6 *m, int rows, int columns, int states, struct session **out, struct error *e);
+enum status rwkv6_session_open(struct rwkv6 *m, int rows, int columns, int states, struct session **out,
+                               struct error *e);
 void rwkv6_session_close(struct session *s);
 
 struct request {
@@ -48,9 +49,9 @@ struct request {
     int columns;
     const int32_t *layers; /* [columns] 0 .. blocks-1, or blocks for "final" */
     enum pooling pooling;
-    float *out;                 /* [S, columns, C]; may be NULL when columns is 0 */
-    const struct state *first;  /* one state (n = 1) that all sequences start from; NULL: zeros */
-    const struct state *last;   /* [S] states are left here; NULL: not asked */
+    float *out;                /* [S, columns, C]; may be NULL when columns is 0 */
+    const struct state *first; /* one state (n = 1) that all sequences start from; NULL: zeros */
+    const struct state *last;  /* [S] states are left here; NULL: not asked */
     enum status (*poll)(void *user, int64_t done, struct error *e); /* between blocks; not OK stops the run */
     void *user;
 };

@@ -20,7 +20,7 @@ struct tokenizer {
     size_t blob_size;
     size_t *at;       /* [ids] where an id's bytes begin */
     int32_t *lengths; /* [ids] 0 for ids that no entry has */
-    int32_t ids; /* the largest id + 1 */
+    int32_t ids;      /* the largest id + 1 */
 };
 
 void tokenizer_close(struct tokenizer *t) {
@@ -47,19 +47,17 @@ static enum status check_entries(const struct entry *sorted, size_t count, struc
             return fail(e, BAD_INPUT, "vocabulary id %d: expected 1 .. %d", sorted[i].id, MOST_ID);
         if (!sorted[i].length) return fail(e, BAD_INPUT, "vocabulary id %d has no bytes", sorted[i].id);
         if (i && !by_bytes(&sorted[i - 1], &sorted[i]))
-            return fail(e, BAD_INPUT, "vocabulary ids %d and %d have the same bytes", sorted[i - 1].id,
-                        sorted[i].id);
+            return fail(e, BAD_INPUT, "vocabulary ids %d and %d have the same bytes", sorted[i - 1].id, sorted[i].id);
         if (sorted[i].length == 1) single[sorted[i].bytes[0]] = true;
     }
     for (int c = 0; c < BYTES; c++)
         if (!single[c])
-            return fail(e, BAD_INPUT,
-                        "the vocabulary lacks the single byte 0x%02x: some texts would have no encoding", c);
+            return fail(e, BAD_INPUT, "the vocabulary lacks the single byte 0x%02x: some texts would have no encoding",
+                        c);
     return OK;
 }
 
-static enum status copy_bytes(struct tokenizer *t, const struct entry *entries, size_t count,
-                              struct error *e) {
+static enum status copy_bytes(struct tokenizer *t, const struct entry *entries, size_t count, struct error *e) {
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
         if (!size_add(t->blob_size, entries[i].length, &t->blob_size) || entries[i].length > INT32_MAX)
@@ -69,8 +67,7 @@ static enum status copy_bytes(struct tokenizer *t, const struct entry *entries, 
     t->blob = malloc(t->blob_size);
     t->at = calloc((size_t)t->ids, sizeof *t->at);
     t->lengths = calloc((size_t)t->ids, sizeof *t->lengths);
-    if (!t->blob || !t->at || !t->lengths)
-        return fail(e, NO_MEMORY, "no memory for %zu vocabulary entries", count);
+    if (!t->blob || !t->at || !t->lengths) return fail(e, NO_MEMORY, "no memory for %zu vocabulary entries", count);
     for (size_t i = 0; i < count; i++) {
         int32_t id = entries[i].id;
         if (t->lengths[id]) return fail(e, BAD_INPUT, "vocabulary id %d is there twice", id);
@@ -149,8 +146,7 @@ static enum status build(struct tokenizer *t, const struct entry *sorted, size_t
     return built ? OK : fail(e, NO_MEMORY, "no memory for the trie of %zu vocabulary entries", count);
 }
 
-enum status tokenizer_open(const struct entry *entries, size_t count, struct tokenizer **out,
-                           struct error *e) {
+enum status tokenizer_open(const struct entry *entries, size_t count, struct tokenizer **out, struct error *e) {
     if (!count) return fail(e, BAD_INPUT, "the vocabulary is empty");
     size_t bytes;
     struct tokenizer *t = calloc(1, sizeof *t);
@@ -164,10 +160,8 @@ enum status tokenizer_open(const struct entry *entries, size_t count, struct tok
     if (st == OK) st = copy_bytes(t, entries, count, e);
     if (st == OK) st = build(t, sorted, count, e);
     free(sorted);
-    if (st == OK)
-        *out = t;
-    else
-        tokenizer_close(t);
+    if (st == OK) *out = t;
+    else tokenizer_close(t);
     return st;
 }
 

@@ -117,17 +117,22 @@ static const char *other_family(struct listing l) {
 static enum status refuse_others(struct listing l, struct error *e) {
     const char *family = other_family(l);
     if (family)
-        return fail(e, BAD_INPUT, "this checkpoint is %s by its tensors; only RWKV-6 runs here: take one such as "
-                                  "RWKV/v6-Finch-1B6-HF", family);
+        return fail(e, BAD_INPUT,
+                    "this checkpoint is %s by its tensors; only RWKV-6 runs here: take one such as "
+                    "RWKV/v6-Finch-1B6-HF",
+                    family);
     for (size_t i = 0; i < l.count; i++)
         if (strstr(l.tensors[i].name, ".att.time_state"))
-            return fail(e, BAD_INPUT, "%.200s: this checkpoint is state-tuned, which would be ignored in silence: remove "
-                                      "the time_state tensors to run the plain model", l.tensors[i].name);
+            return fail(e, BAD_INPUT,
+                        "%.200s: this checkpoint is state-tuned, which would be ignored in silence: remove "
+                        "the time_state tensors to run the plain model",
+                        l.tensors[i].name);
     return OK;
 }
 
 /* Reads one size: dimension `axis` of a tensor that must have `ndim` dimensions, within 1 .. most. */
-static enum status read_size(struct listing l, const char *name, int ndim, int axis, int most, int *out, struct error *e) {
+static enum status read_size(struct listing l, const char *name, int ndim, int axis, int most, int *out,
+                             struct error *e) {
     const struct tensor_info *t = find(l, name);
     if (!t) return fail(e, BAD_INPUT, "%s is missing from the checkpoint", name);
     if (t->ndim != ndim) return fail(e, BAD_INPUT, "%s has %d dimensions: expected %d", name, t->ndim, ndim);
@@ -146,7 +151,8 @@ enum status rwkv6_dims(const struct tensor_info *tensors, size_t count, struct d
     TRY(refuse_others(l, e));
     for (size_t i = 0; i < count; i++) {
         int block = split_name(tensors[i].name, &leaf);
-        if (block >= MOST_L) return fail(e, BAD_INPUT, "%.200s: at most %d blocks are expected", tensors[i].name, MOST_L);
+        if (block >= MOST_L)
+            return fail(e, BAD_INPUT, "%.200s: at most %d blocks are expected", tensors[i].name, MOST_L);
         if (block >= d.L) d.L = block + 1;
     }
     TRY(read_size(l, "emb.weight", 2, 0, MOST_V, &d.V, e));
@@ -157,8 +163,10 @@ enum status rwkv6_dims(const struct tensor_info *tensors, size_t count, struct d
     TRY(read_size(l, "blocks.0.att.time_maa_w2", 3, 1, MOST_C, &d.R, e));
     TRY(read_size(l, "blocks.0.att.time_decay_w1", 2, 1, MOST_C, &d.D, e));
     if ((int64_t)d.H * d.N != d.C)
-        return fail(e, BAD_INPUT, "blocks.0.att.time_faaaa has shape [%d, %d]: expected a product of %d, the width of "
-                                  "emb.weight", d.H, d.N, d.C);
+        return fail(e, BAD_INPUT,
+                    "blocks.0.att.time_faaaa has shape [%d, %d]: expected a product of %d, the width of "
+                    "emb.weight",
+                    d.H, d.N, d.C);
     *out = d;
     return OK;
 }
@@ -265,7 +273,8 @@ enum status rwkv6_open(const struct backend *be, const struct dims *dims, int bl
 }
 
 /* Calls `each` on every weight that is there. */
-static void for_weights(const struct rwkv6 *m, void (*each)(const struct rwkv6 *, struct weight *, size_t *), size_t *sum) {
+static void for_weights(const struct rwkv6 *m, void (*each)(const struct rwkv6 *, struct weight *, size_t *),
+                        size_t *sum) {
     for (int i = 0; i < MODEL_TENSORS; i++) each(m, (struct weight *)((char *)(uintptr_t)m + MODEL[i].at), sum);
     for (int b = 0; m->blocks && b < m->dims.L; b++)
         for (int i = 0; i < BLOCK_TENSORS; i++) each(m, (struct weight *)((char *)&m->blocks[b] + BLOCK[i].at), sum);

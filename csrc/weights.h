@@ -7,12 +7,12 @@
 #include "rwkv6.h"
 
 struct block {
-    struct weight ln1_weight, ln1_bias, ln2_weight, ln2_bias;                                   /* [C] */
-    struct weight time_maa_x, time_maa_w, time_maa_k, time_maa_v, time_maa_r, time_maa_g;      /* [C] */
-    struct weight time_maa_w1, time_maa_w2;                                                    /* [C, 5R] [5, R, C] */
-    struct weight time_decay, time_decay_w1, time_decay_w2, time_faaaa;                        /* [C] [C, D] [D, C] [H, N] */
-    struct weight receptance, key, value, gate, output, ln_x_weight, ln_x_bias;                /* [C, C], [C] */
-    struct weight ffn_maa_k, ffn_maa_r, ffn_key, ffn_receptance, ffn_value;                    /* [C] [F, C] [C, C] [C, F] */
+    struct weight ln1_weight, ln1_bias, ln2_weight, ln2_bias;                             /* [C] */
+    struct weight time_maa_x, time_maa_w, time_maa_k, time_maa_v, time_maa_r, time_maa_g; /* [C] */
+    struct weight time_maa_w1, time_maa_w2;                                               /* [C, 5R] [5, R, C] */
+    struct weight time_decay, time_decay_w1, time_decay_w2, time_faaaa;                   /* [C] [C, D] [D, C] [H, N] */
+    struct weight receptance, key, value, gate, output, ln_x_weight, ln_x_bias;           /* [C, C], [C] */
+    struct weight ffn_maa_k, ffn_maa_r, ffn_key, ffn_receptance, ffn_value;               /* [C] [F, C] [C, C] [C, F] */
 };
 
 struct rwkv6 {
