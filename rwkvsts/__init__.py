@@ -8,6 +8,14 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+try:
+    from . import _core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"rwkvsts was found in {__path__[0]} without a C part that loads here: run Python "
+        "outside the source tree, or build in it with pip install -e ."
+    ) from error
+
 from .errors import CheckpointError, DataError, DeviceError, HubError
 from .model import RWKV6, Config, State
 

@@ -24,6 +24,7 @@ from makecheckpoint import write_safetensors
 from scipy.stats import spearmanr
 from tinymodel import random_weights
 
+import rwkvsts
 from rwkvsts import RWKV6, DataError, cli, datasets, study
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
@@ -71,6 +72,13 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     monkeypatch.setattr(cli, "RWKV6", fake)
     monkeypatch.setattr(study, "RWKV6", fake)
     return fake
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs started here run the copy under test, not a source tree that is not built."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(rwkvsts.__file__).parents[1]))
 
 
 @pytest.fixture
