@@ -21,7 +21,7 @@ struct module {
 };
 
 /* Raises the Python exception of a failure. After INTERRUPTED the callback has raised its own. */
-static PyObject *raise(PyTypeObject *type, const struct error *e) {
+static PyObject *raise_error(PyTypeObject *type, const struct error *e) {
     const struct module *state = PyType_GetModuleState(type);
     PyObject *kinds[] = {NULL, PyExc_ValueError, PyExc_MemoryError, state->device_error, NULL};
     /* Names from a file may be no UTF-8, or cut inside a character. */
@@ -94,7 +94,7 @@ static PyObject *Tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (!self) goto done;
     struct error e;
     if (open_tokenizer(self, ids, offsets, blob.buf, &e) != OK) {
-        raise(type, &e);
+        raise_error(type, &e);
         Py_CLEAR(self);
     }
 done:
@@ -264,7 +264,7 @@ static bool parse_dims(PyTypeObject *type, PyObject *tensors, struct dims *dims)
     for (Py_ssize_t i = 0; fine && i < n; i++) fine = parse_tensor(PyTuple_GET_ITEM(tuple, i), &infos[i]);
     struct error e;
     if (fine && rwkv6_dims(infos, (size_t)n, dims, &e) != OK) {
-        raise(type, &e);
+        raise_error(type, &e);
         fine = false;
     }
     PyMem_Free(infos);
@@ -320,7 +320,7 @@ static PyObject *Model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->blocks = blocks ? blocks : self->dims.L;
     backend = cuda ? load_cuda(library, &e) : cpu_backend();
     if (!backend || rwkv6_open(backend, &self->dims, self->blocks, &options, &self->m, &e) != OK) {
-        raise(type, &e);
+        raise_error(type, &e);
         goto failed;
     }
     return (PyObject *)self;
@@ -372,14 +372,14 @@ static PyObject *Model_put(Model *self, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS;
     st = rwkv6_put(self->m, name, &a, &e);
     Py_END_ALLOW_THREADS;
-    if (st != OK) return raise(Py_TYPE(self), &e);
+    if (st != OK) return raise_error(Py_TYPE(self), &e);
     Py_RETURN_NONE;
 }
 
 static PyObject *Model_seal(Model *self, PyObject *none) {
     (void)none;
     struct error e;
-    if (rwkv6_seal(self->m, &e) != OK) return raise(Py_TYPE(self), &e);
+    if (rwkv6_seal(self->m, &e) != OK) return raise_error(Py_TYPE(self), &e);
     self->sealed = true;
     Py_RETURN_NONE;
 }
@@ -548,7 +548,7 @@ static PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
         PyEval_RestoreThread(p.thread);
         give_session(self, &k, st == OK);
     }
-    if (st != OK) raise(Py_TYPE(self), &e);
+    if (st != OK) raise_error(Py_TYPE(self), &e);
     else if (call.request.last) result = PyTuple_Pack(3, call.arrays[0], call.arrays[1], call.arrays[2]);
     else result = Py_NewRef(Py_None);
 done:
