@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tinymodel import load, random_ids, random_weights
 
-from rwkvsts import RWKV6, CheckpointError, DeviceError, State
+from rwkvsts import RWKV6, CheckpointError, DeviceError, State, _core
 
 Weights = dict[str, np.ndarray]
 
@@ -57,6 +57,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
 def test_an_embedding_without_dimensions_is_refused(tmp_path: Path) -> None:
     weights = {**random_weights(), "emb.weight": np.zeros((), np.float32)}
     with pytest.raises(CheckpointError, match=r"emb\.weight has 0 dimensions: expected 2"):
+        load(tmp_path, weights)
+
+
+def test_another_dimension_is_refused(tmp_path: Path) -> None:
+    weights = random_weights()
+    weights["blocks.1.ln1.weight"] = np.ones((64, 2), np.float32)
+    with pytest.raises(CheckpointError, match=r"shape \[64, 2\]: expected \[64\]"):
         load(tmp_path, weights)
 
 
@@ -193,6 +200,65 @@ def test_a_state_of_another_dtype_is_refused(tiny: RWKV6) -> None:
     state = State(*(array.astype(np.float64) for array in tiny.state([1])))
     with pytest.raises(ValueError, match="att_x must be a C-contiguous float32 array"):
         tiny.encode_ids([[1]], layers=0, state=state)
+
+
+@pytest.mark.parametrize(
+    ("ids", "start", "layer", "message"),
+    [
+        ([1, 256], [0, 2], 0, r"token 1 of sequence 0 is 256: expected 0 \.\. 255"),
+        ([-1], [0, 1], 0, r"token 0 of sequence 0 is -1"),
+        ([1], [0, 0, 1], 0, r"sequence 0 has 0 tokens"),
+        ([1], [0, 2], 0, r"start must ascend"),
+        ([1, 2, 3], [0, 2, 1, 3], 0, r"start must ascend"),
+        ([1], [0, 1], 2, r"layer 2: this model holds layers 0 \.\. 1"),
+        ([1], [0, 1], -1, r"layer -1"),
+    ],
+)
+def test_the_core_refuses_by_itself(
+    tiny: RWKV6, ids: list[int], start: list[int], layer: int, message: str
+) -> None:
+    """What Python refuses before it, in other words: memory is at stake."""
+    out = np.zeros((len(start) - 1, 1, 64), np.float32)
+    layers = np.array([layer], np.int32)
+    with pytest.raises(ValueError, match=message):
+        tiny._core.run(
+            np.array(ids, np.int32), np.array(start), layers, 0, out, None, False, 0, None
+        )
+
+
+def test_the_core_takes_arrays_as_they_are(tiny: RWKV6) -> None:
+    ids, start, layers = np.zeros(4, np.int32), np.array([0, 4]), np.zeros(1, np.int32)
+    out = np.zeros((1, 1, 64), np.float32)
+    frozen = out.copy()
+    frozen.flags.writeable = False
+    for wrong, message in (
+        ((np.zeros(8, np.int32)[::2], start, layers, 0, out), r"ids must be a C-contiguous int32"),
+        ((ids, start.astype(np.int32), layers, 0, out), r"start must be a C-contiguous int64"),
+        ((ids, start, layers, 4, out), r"pooling be 0 \.\. 3"),
+        ((ids, start, layers, 0, out[:, :, :63].copy()), r"shape \[1, 1, 64\]"),
+        ((ids, start, layers, 0, frozen), r"out must be writable"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny._core.run(*wrong, None, False, 0, None)
+
+
+def test_the_core_takes_each_tensor_once_and_only_its_own() -> None:
+    weights = random_weights(L=2)
+    core = _core.Model([(name, array.shape) for name, array in weights.items()], blocks=1)
+    for name in ("ln_out.weight", "blocks.1.ln1.weight", "head.weight"):
+        assert not core.wants(name)
+        with pytest.raises(ValueError, match=f"{name} is not a tensor of this model of 1 blocks"):
+            core.put(name, weights[name], "float32")
+    core.put("emb.weight", weights["emb.weight"], "float32")
+    with pytest.raises(ValueError, match=r"emb\.weight was given twice"):
+        core.put("emb.weight", weights["emb.weight"], "float32")
+    with pytest.raises(ValueError, match=r"ln0\.weight is missing"):
+        core.seal()
+    for name in filter(core.wants, weights.keys() - {"emb.weight"}):
+        core.put(name, weights[name], "float32")
+    core.seal()
+    with pytest.raises(ValueError, match="sealed"):
+        core.put("emb.weight", weights["emb.weight"], "float32")
 
 
 def test_texts_that_are_none(tiny: RWKV6) -> None:
