@@ -1,8 +1,8 @@
 """Reads the open corpora of the demo model and cuts them into training and held-out documents.
 
-Assumes the folder that tools/README.md describes: one archive of novels and five xz-packed text
-files, one passage a line. Promises documents in a fixed order, the same on every machine, and that
-no held-out document (whole novels, whole blocks of the other files) is ever among the training ones.
+Assumes a folder with the files of LICENCES: one archive of novels, and xz-packed text files, one
+passage a line. Promises documents in a fixed order, the same on every machine, and that no held-out
+document (whole novels, whole blocks of the other files) is ever among the training ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ LICENCES = {
     "wikisplit_sentences.txt.xz": "CC BY-SA 4.0 (Wikipedia)",
 }
 # Small files of present-day sentences are read several times for each reading of the novels.
-REPEATS = {"cia": 2, "sgd": 1, "taskmaster": 2, "turkcorpus": 3, "ud": 3, "wikisplit": 3, "novels": 1}
+REPEATS = {
+    "novels": 1,
+    "cia": 2,
+    "sgd": 1,
+    "taskmaster": 2,
+    "turkcorpus": 3,
+    "ud": 3,
+    "wikisplit": 3,
+}
 
 
 @dataclass(frozen=True)

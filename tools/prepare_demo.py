@@ -1,4 +1,4 @@
-"""Packs what the training script reads: token ids, held-out text, sentence triples, evaluation sets.
+"""Packs what the training script reads: token ids, held-out text, sentence triples.
 
     python tools/prepare_demo.py CORPORA VOCABULARY OUT [--seed 1]
 

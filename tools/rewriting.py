@@ -10,37 +10,46 @@ from __future__ import annotations
 import random
 import re
 
+
+def listed(*lines: str) -> list[str]:
+    """The words of some lines."""
+    return " ".join(lines).split()
+
+
 FUNCTION = set(
-    "a an the of to in on at by for from with as and or but that which who whom this these those it its"
-    " is are was were be been being am do does did have has had will would there then so also his her"
-    " their our my your he she they we i you him them us me".split()
+    listed(
+        "a an the of to in on at by for from with as and or but that which who whom this these",
+        "those it its is are was were be been being am do does did have has had will would there",
+        "then so also his her their our my your he she they we i you him them us me",
+    )
 )
-NEGATIONS = set("not no never none nor neither without n't nobody nothing nowhere cannot".split())
-NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-MONTHS = (
-    "January February March April May June July August September October November December".split()
+NEGATIONS = set(listed("not no never none nor neither without n't nobody nothing nowhere cannot"))
+NUMERALS = listed("zero one two three four five six seven eight nine ten eleven twelve")
+MONTHS = listed(
+    "January February March April May June July August September October November December"
 )
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-SCALES = "hundred thousand million billion trillion".split()
+DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+SCALES = listed("hundred thousand million billion trillion")
 OPPOSITES = [
     pair.split("/")
-    for pair in (
-        "rose/fell rise/fall rises/falls rising/falling up/down increase/decrease higher/lower"
-        " increased/decreased increasing/decreasing more/less above/below gain/loss gained/lost"
-        " gains/losses before/after buy/sell bought/sold buys/sells won/lost win/lose wins/loses"
-        " first/last early/late earlier/later north/south east/west northern/southern open/closed"
-        " eastern/western opened/closed start/end started/ended begin/end began/ended left/right"
-        " accept/reject accepted/rejected approve/reject approved/rejected agreed/refused"
-        " agree/refuse large/small larger/smaller big/small long/short longer/shorter old/new"
-        " older/younger old/young strong/weak good/bad better/worse best/worst high/low most/least"
-        " many/few major/minor man/woman men/women boy/girl boys/girls father/mother son/daughter"
-        " brother/sister husband/wife king/queen male/female north-east/south-west inside/outside"
-        " allow/ban allowed/banned support/oppose supported/opposed arrive/leave arrived/left to/from"
-        " success/failure succeeded/failed guilty/innocent alive/dead born/died over/under love/hate"
-        " positive/negative public/private love/hatred friend/enemy peace/war join/leave joined/left"
-        " enter/leave entered/left add/remove added/removed day/night always/never hot/cold black/white"
-        " win/defeat victory/defeat with/without include/exclude includes/excludes rich/poor"
-    ).split()
+    for pair in listed(
+        "rose/fell rise/fall rises/falls rising/falling up/down increase/decrease higher/lower",
+        "increased/decreased increasing/decreasing more/less above/below gain/loss gained/lost",
+        "gains/losses before/after buy/sell bought/sold buys/sells won/lost win/lose wins/loses",
+        "first/last early/late earlier/later north/south east/west northern/southern open/closed",
+        "eastern/western opened/closed start/end started/ended begin/end began/ended left/right",
+        "accept/reject accepted/rejected approve/reject approved/rejected agreed/refused",
+        "agree/refuse large/small larger/smaller big/small long/short longer/shorter old/new",
+        "older/younger old/young strong/weak good/bad better/worse best/worst high/low most/least",
+        "many/few major/minor man/woman men/women boy/girl boys/girls father/mother son/daughter",
+        "brother/sister husband/wife king/queen male/female north-east/south-west inside/outside",
+        "allow/ban allowed/banned support/oppose supported/opposed arrive/leave arrived/left",
+        "to/from success/failure succeeded/failed guilty/innocent alive/dead born/died over/under",
+        "love/hate positive/negative public/private love/hatred friend/enemy peace/war join/leave",
+        "joined/left enter/leave entered/left add/remove added/removed day/night always/never",
+        "hot/cold black/white win/defeat victory/defeat with/without include/exclude",
+        "includes/excludes rich/poor",
+    )
 ]
 SWITCH = {a: b for a, b in OPPOSITES} | {b: a for a, b in reversed(OPPOSITES)}
 TENSES = {
@@ -53,7 +62,9 @@ TENSES = {
     "have": ["had", "will have"],
     "had": ["has", "will have"],
 }
-AUXILIARIES = set("is are was were will would can could has had did does do should may might".split())
+AUXILIARIES = set(
+    listed("is are was were will would can could has had did does do should may might")
+)
 SPACED = re.compile(r"\w+(?:[-.,']\w+)*|[^\w\s]")
 CONTRACTIONS = [
     (" do not ", " don't "), (" does not ", " doesn't "), (" did not ", " didn't "),
@@ -185,7 +196,8 @@ def change_number(words: list[str], rng: random.Random, names: list[str]) -> boo
 def is_name(words: list[str], i: int) -> bool:
     """A capitalised word that does not open the sentence and is no function word."""
     word = words[i]
-    return i > 0 and word[:1].isupper() and word.isalpha() and len(word) > 2 and core(word) not in FUNCTION
+    shaped = word[:1].isupper() and word.isalpha() and len(word) > 2
+    return i > 0 and shaped and core(word) not in FUNCTION
 
 
 def change_name(words: list[str], rng: random.Random, names: list[str]) -> bool:

@@ -2,7 +2,7 @@
 
 Assumes whole sequences from a zero state, right-padded at most (causal, so padding changes no real
 position). Promises tensor names and shapes as in the released checkpoints in Hugging Face naming,
-and `wkv6` in two forms: the plain recurrence, and a CUDA kernel that equals it.
+and `wkv6` in two forms: the plain recurrence, and kernels for GPU and CPU that equal it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 MIXES = "wkvrg"
 
@@ -55,61 +55,65 @@ def wkv6_plain(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
     return torch.stack(steps, 1)
 
 
-@lru_cache(maxsize=1)
-def kernels() -> ctypes.CDLL:
-    """wkv6_train.cu, compiled by nvcc for the GPU at hand; once a process."""
-    major, minor = torch.cuda.get_device_capability()
-    source = Path(__file__).with_name("wkv6_train.cu")
+@lru_cache(maxsize=2)
+def kernels(cuda: bool) -> ctypes.CDLL:
+    """wkv6_train.cu or wkv6_train.c, compiled for the machine at hand; once a process."""
+    source = Path(__file__).with_name("wkv6_train.cu" if cuda else "wkv6_train.c")
     library = Path(tempfile.mkdtemp()) / "wkv6_train.so"
-    options = ["-O3", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC"]
-    subprocess.run(["nvcc", *options, str(source), "-o", str(library)], check=True)
+    if cuda:
+        major, minor = torch.cuda.get_device_capability()
+        command = ["nvcc", "-O3", f"-arch=sm_{major}{minor}", "-Xcompiler", "-fPIC"]
+    else:
+        command = ["cc", "-O3", "-march=native", "-fopenmp-simd", "-fPIC"]
+    subprocess.run([*command, "-shared", str(source), "-o", str(library), "-lm"], check=True)
     return ctypes.CDLL(str(library))
 
 
 def launch(name: str, *tensors: Tensor) -> None:
-    """Call a kernel on the current stream; the first tensor is [B, T, H, N]."""
+    """Call a kernel, on the current stream if on a GPU; the first tensor is [B, T, H, N]."""
+    cuda = tensors[0].is_cuda
     sizes = [ctypes.c_int(size) for size in tensors[0].shape[:3]]
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    code = getattr(kernels(), name)(*sizes, *pointers, stream)
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream if cuda else None)
+    code = getattr(kernels(cuda), name)(*sizes, *pointers, stream)
     if code:
         raise RuntimeError(f"{name}: CUDA error {code}")
 
 
-@torch.library.custom_op("rwkvsts_demo::wkv6", mutates_args=())
-def wkv6_cuda(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """`wkv6_plain` by the kernel; contiguous float32 CUDA tensors, N = 64."""
+@torch.library.custom_op("rwkvsts_tools::wkv6", mutates_args=())
+def wkv6_kernel(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+    """`wkv6_plain` by the kernel; contiguous float32 tensors, N = 64."""
     y = torch.empty_like(r)
     launch("wkv6_forward", r, k, v, w, u, y)
     return y
 
 
-@torch.library.custom_op("rwkvsts_demo::wkv6_backward", mutates_args=())
-def wkv6_cuda_backward(
+@torch.library.custom_op("rwkvsts_tools::wkv6_backward", mutates_args=())
+def wkv6_kernel_backward(
     r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, gy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `wkv6_cuda` by r, k, v, w, u."""
+    """Gradients of `wkv6_kernel` by r, k, v, w, u."""
     dr, scratch, dk, dv, dw = (torch.empty_like(r) for _ in range(5))
     du = r.new_empty(r.shape[0], *u.shape)
     launch("wkv6_backward", r, k, v, w, u, gy, dr, scratch, dk, dv, dw, du)
     return dr, dk, dv, dw, du.sum(0)
 
 
-wkv6_cuda.register_fake(lambda r, k, v, w, u: torch.empty_like(r))
-wkv6_cuda_backward.register_fake(
+wkv6_kernel.register_fake(lambda r, k, v, w, u: torch.empty_like(r))
+wkv6_kernel_backward.register_fake(
     lambda r, k, v, w, u, gy: (*(torch.empty_like(r) for _ in range(4)), torch.empty_like(u))
 )
-wkv6_cuda.register_autograd(
-    lambda ctx, gy: wkv6_cuda_backward(*ctx.saved_tensors, gy.contiguous()),
+wkv6_kernel.register_autograd(
+    lambda ctx, gy: wkv6_kernel_backward(*ctx.saved_tensors, gy.contiguous()),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
 
 
 def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """The recurrence: on a GPU by the kernel, else token by token."""
-    if r.is_cuda:
-        return wkv6_cuda(*(x.float().contiguous() for x in (r, k, v, w, u)))
-    return wkv6_plain(r, k, v, w, u)
+    """The recurrence by the kernel, in float32; other types and head sizes token by token."""
+    if r.dtype == torch.float64 or r.shape[-1] != 64:
+        return wkv6_plain(r, k, v, w, u)
+    return wkv6_kernel(*(x.float().contiguous() for x in (r, k, v, w, u)))
 
 
 def shift(x: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ class Attention(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """[B, T, C] of the normalised stream to what is added to the stream."""
-        B, T, C = a.shape  # noqa: N806
+        B, T, C = a.shape
         d = shift(a) - a
         z = torch.tanh((a + d * self.time_maa_x) @ self.time_maa_w1)
         z = z.view(B * T, 5, -1).transpose(0, 1)

@@ -14,7 +14,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from corpus import BLOCK_LINES, block_is_held_out, detokenize, load, read_lines, wiki_triples
-from rewriting import FUNCTION, core, halves, is_name, other_meaning, restyle, same_meaning, words_of
+from rewriting import (
+    FUNCTION,
+    core,
+    halves,
+    is_name,
+    other_meaning,
+    restyle,
+    same_meaning,
+    words_of,
+)
 
 SHORTEST, LONGEST = 4, 45  # words
 SAMPLE = {"novels": 40000, "cia": 20000, "sgd": 12000, "taskmaster": 1500, "ud": 15000}

@@ -1,13 +1,15 @@
 """Trains the demo model: RWKV-6 on the prepared corpora, then with a sentence objective besides.
 
-    python tools/train_demo.py PREPARED OUT [--minutes 5] [--resume LM_CHECKPOINT]
+    python tools/train_demo.py lm PREPARED OUT --minutes 2.1
+    python tools/train_demo.py a PREPARED OUT --minutes 1.7 --resume OUT/lm.safetensors
 
-Stage 1 is language modelling alone and leaves `lm.safetensors`. Stage 2 goes on with language
-modelling and adds a contrastive loss on the mean-pooled residual stream after blocks
-SENTENCE_LAYERS: of all positives and hard negatives of the batch, an anchor shall be nearest to its
-own positive. It leaves `model.safetensors`; each has its LM head beside it in `*.head.safetensors`,
-and `log.json` holds the loss curve. Assumes a GPU with nvcc, or patience: on the CPU the plain
-recurrence runs. The schedule follows the clock, so two runs differ by the steps they manage.
+Stage "lm" is language modelling alone. Stages "a" to "d" each go on from it with language
+modelling and a contrastive loss on the mean-pooled residual stream after some blocks: of all
+positives and hard negatives of the batch, an anchor shall be nearest to its own positive. They
+differ in the blocks and in the weight of hard negatives; assemble_demo.py makes one model of them.
+A stage leaves `<stage>.safetensors`, its LM head in `<stage>.head.safetensors` and its loss curve
+in `<stage>.json`. Assumes a GPU with nvcc, or a C compiler and patience. The schedule follows the
+clock, so two runs differ by the steps they manage.
 """
 
 from __future__ import annotations
@@ -22,35 +24,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from prepare_demo import TRIPLE_TOKENS, load_prepared
-from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
-SENTENCE_LAYERS = (3, 5)
+from prepare_demo import TRIPLE_TOKENS, load_prepared
+from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
+
 TEMPERATURE = 0.1
-HARD_WEIGHT = 0.3  # of a hard negative; a positive of another anchor weighs 1
 WINDOW = 256  # tokens of a language modelling sequence
 WARM_UP = 0.02  # share of a stage
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its share of the time, peak and last learning rate, sequences, triples."""
+    """Peak and last learning rate, sequences and triples of a batch, and the sentence objective.
 
-    name: str
-    share: float
+    `hard_weight` is that of a hard negative; a positive of another anchor weighs 1.
+    """
+
     peak: float
     last: float
     sequences: int
-    triples: int
+    triples: int = 0
+    layers: tuple[int, ...] = ()
+    hard_weight: float = 0.0
 
 
-STAGES = (
-    Stage("lm", 0.55, 2e-3, 2e-4, 128, 0),
-    Stage("model", 0.45, 1e-3, 0.0, 48, 512),
-)
+STAGES = {
+    "lm": Stage(2e-3, 2e-4, 128),
+    "a": Stage(1e-3, 0.0, 48, 512, (3, 5), 0.3),
+    "b": Stage(1e-3, 0.0, 48, 512, (3, 5), 0.05),
+    "c": Stage(1e-3, 0.0, 48, 512, (1, 3, 5, 7), 0.15),
+    "d": Stage(1e-3, 0.0, 64, 512, (5, 7), 1.0),
+}
 
 
 class Data:
@@ -62,7 +69,8 @@ class Data:
         tokens = prepared["tokens"]
         starts = np.flatnonzero(tokens == 0)
         documents = np.split(tokens, starts[1:])
-        repeated = [d for d, n in zip(documents, prepared["repeats"], strict=True) for _ in range(n)]
+        counted = zip(documents, prepared["repeats"], strict=True)
+        repeated = [document for document, n in counted for _ in range(n)]
         order = np.random.default_rng(seed).permutation(len(repeated))
         stream = np.concatenate([repeated[i] for i in order])
         self.tokens = torch.from_numpy(stream.astype(np.int32)).to(device)
@@ -83,18 +91,18 @@ class Data:
         return self.tokens[start + torch.arange(WINDOW + 1, device=self.device)].long()
 
     def sentences(self, count: int) -> tuple[Tensor, Tensor]:
-        """Ids [3 * count, TRIPLE_TOKENS] and lengths of `count` triples: anchors, positives, negatives."""
+        """Anchors, positives, negatives: ids [3 * count, TRIPLE_TOKENS], lengths [3 * count]."""
         rows = torch.randint(len(self.triples), (count,), generator=self.rng, device=self.device)
         ids, lengths = self.triples[rows], self.lengths[rows]
         return ids.transpose(0, 1).reshape(3 * count, -1).long(), lengths.T.reshape(-1)
 
 
-def check_kernel() -> None:
-    """Refuse to train with a kernel that differs from the plain recurrence, or whose gradients do."""
-    rng = torch.Generator("cuda").manual_seed(0)
+def check_kernel(device: str) -> None:
+    """Refuse a kernel that differs from the plain recurrence, or whose gradients do."""
+    rng = torch.Generator(device).manual_seed(0)
     size = (3, 37, 3, 64)
-    r, k, v, w, gy = (torch.randn(size, device="cuda", generator=rng) for _ in range(5))
-    u = torch.randn(size[2:], device="cuda", generator=rng)
+    r, k, v, w, gy = (torch.randn(size, device=device, generator=rng) for _ in range(5))
+    u = torch.randn(size[2:], device=device, generator=rng)
     inputs = [x.double().requires_grad_() for x in (r, k, v, 2 * w - 3, u)]
     expected = wkv6_plain(*inputs)
     expected_grads = torch.autograd.grad(expected, inputs, gy.double())
@@ -115,16 +123,16 @@ def language_loss(model: RWKV6, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-def sentence_loss(model: RWKV6, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Contrastive loss over the batch, mean over SENTENCE_LAYERS and both directions."""
-    streams = model.stream(ids, max(SENTENCE_LAYERS) + 1)
+def sentence_loss(model: RWKV6, stage: Stage, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Contrastive loss over the batch, mean over the stage's layers and both directions."""
+    streams = model.stream(ids, max(stage.layers) + 1)
     losses = []
-    for layer in SENTENCE_LAYERS:
+    for layer in stage.layers:
         units = F.normalize(pooled(streams[layer], lengths), dim=1)
         anchor, positive, negative = units.chunk(3)
         own = torch.arange(len(anchor), device=ids.device)
         weight = torch.ones(2 * len(anchor), device=ids.device)
-        weight[len(anchor) :] = HARD_WEIGHT
+        weight[len(anchor) :] = stage.hard_weight
         forth = anchor @ torch.cat([positive, negative]).T / TEMPERATURE + weight.log()
         back = positive @ torch.cat([anchor, negative]).T / TEMPERATURE + weight.log()
         losses += [F.cross_entropy(forth, own), F.cross_entropy(back, own)]
@@ -133,10 +141,12 @@ def sentence_loss(model: RWKV6, ids: Tensor, lengths: Tensor) -> Tensor:
 
 def optimizer_for(model: RWKV6) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices alone."""
-    matrices = [p for name, p in model.named_parameters() if p.squeeze().dim() > 1 and "time" not in name]
-    rest = [p for name, p in model.named_parameters() if not (p.squeeze().dim() > 1 and "time" not in name)]
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.squeeze().dim() > 1 and "time" not in name
+        (matrices if is_matrix else rest).append(parameter)
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0, betas=(0.9, 0.99), fused=next(model.parameters()).is_cuda)
+    return torch.optim.AdamW(groups, lr=0, betas=(0.9, 0.99), fused=matrices[0].is_cuda)
 
 
 def rate(stage: Stage, progress: float) -> float:
@@ -148,8 +158,8 @@ def rate(stage: Stage, progress: float) -> float:
 
 
 def autocast(device: str) -> torch.autocast:
-    """bfloat16 products on a GPU; float32 on the CPU, where it is for checking."""
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    """Matrix products in bfloat16."""
+    return torch.autocast(device, torch.bfloat16)
 
 
 def backward(stage: Stage, model: RWKV6, data: Data) -> dict[str, Tensor]:
@@ -157,7 +167,7 @@ def backward(stage: Stage, model: RWKV6, data: Data) -> dict[str, Tensor]:
     with autocast(data.device):
         losses = {"lm_nats": language_loss(model, data.windows(stage.sequences))}
         if stage.triples:
-            losses["sentence_nats"] = sentence_loss(model, *data.sentences(stage.triples))
+            losses["sentence_nats"] = sentence_loss(model, stage, *data.sentences(stage.triples))
     sum(losses.values()).backward()
     return losses
 
@@ -175,7 +185,7 @@ def run_stage(stage: Stage, model: RWKV6, data: Data, seconds: float, log: Calla
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if steps % 200 == 0:
-            entry = {"stage": stage.name, "step": steps, "seconds": round(elapsed, 1)}
+            entry = {"step": steps, "seconds": round(elapsed, 1)}
             log(entry | {name: round(loss.item(), 4) for name, loss in losses.items()})
         steps += 1
     return steps
@@ -197,8 +207,8 @@ def bits_per_byte(model: RWKV6, prepared: dict[str, np.ndarray], device: str) ->
         with autocast(device), torch.compiler.set_stance("force_eager"):
             logits = model.head(model.ln_out(model.stream(ids[:, :-1])[-1]))
         target = ids[:, 1:].flatten()  # id 0 occurs only in front and as padding
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), target, ignore_index=0, reduction="sum")
-        nats += loss.item()
+        logits = logits.flatten(0, 1).float()
+        nats += F.cross_entropy(logits, target, ignore_index=0, reduction="sum").item()
     return nats / math.log(2) / int(prepared["held_out_bytes"])
 
 
@@ -212,10 +222,11 @@ def save(model: RWKV6, out: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("prepared", type=Path, help="prepared.npz.xz of prepare_demo.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--resume", type=Path, help="lm.safetensors: run stage 2 alone")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--resume", type=Path, help="lm.safetensors, its head beside it")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -223,32 +234,27 @@ def main() -> None:
     prepared = load_prepared(options.prepared)
     data = Data(prepared, device, options.seed)
     model = RWKV6(Shape()).to(device)
-    stages = STAGES
+    stage = STAGES[options.stage]
     if options.resume:
         head = options.resume.with_suffix(".head.safetensors")
         model.restore({**load_file(options.resume), **load_file(head)})
-        stages = STAGES[1:]
+    check_kernel(device)
     if device == "cuda":
-        check_kernel()
         for block in model.blocks:
             block.compile(dynamic=False)
         begin = time.monotonic()
-        for stage in stages:  # compiles outside the schedule's time
-            backward(stage, model, data)
+        backward(stage, model, data)  # compiles outside the schedule's time
         print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
     entries: list[dict[str, object]] = []
 
     def log(entry: dict[str, object]) -> None:
         print(entry, flush=True)
         entries.append(entry)
-        (options.out / "log.json").write_text(json.dumps(entries))
+        (options.out / f"{options.stage}.json").write_text(json.dumps(entries))
 
-    for stage in stages:
-        seconds = 60 * options.minutes * stage.share / sum(s.share for s in stages)
-        steps = run_stage(stage, model, data, seconds, log)
-        save(model, options.out, stage.name)
-        bpb = bits_per_byte(model, prepared, device)
-        log({"stage": stage.name, "steps": steps, "seconds": seconds, "bits_per_byte": bpb})
+    steps = run_stage(stage, model, data, 60 * options.minutes, log)
+    save(model, options.out, options.stage)
+    log({"steps": steps, "bits_per_byte": bits_per_byte(model, prepared, device)})
 
 
 if __name__ == "__main__":

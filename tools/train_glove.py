@@ -6,7 +6,8 @@ Words are lower-cased runs of `[a-z0-9]` and single other marks, as rwkvsts.base
 cuts them; each document is counted as often as the demo model reads it. Co-occurrence within ten
 words, weighted by 1 / distance, both sides; loss f(X) (w.c + b + b' - ln X)^2 with
 f = min(1, (X / x_max)^0.75), AdaGrad, and the sum of both vectors of a word is written, as in
-Pennington, Socher and Manning (2014). Promises the same file for the same seed and library versions.
+Pennington, Socher and Manning (2014). The same seed and library versions give
+the same file.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from corpus import REPEATS, load
 
 WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 WORDS, DIMENSIONS, WINDOW = 10_000, 50, 10
-X_MAX, ALPHA, RATE = 50.0, 0.75, 0.05
-EPOCHS, BATCH = 15, 32768
+X_MAX, ALPHA, RATE = 10.0, 0.75, 0.5
+EPOCHS, BATCH = 12, 2048
 LEAST = 1.0  # a pair must weigh this much to be fitted: it halves the work and loses noise
 DECIMALS = 3
 
@@ -127,7 +128,7 @@ def main() -> None:
     for words, weight in zip(documents, repeats, strict=True):
         for word, count in Counter(words).items():
             tally[word] += weight * count
-    words = [word for word, _ in sorted(tally.items(), key=lambda item: (-item[1], item[0]))[:WORDS]]
+    words = sorted(tally, key=lambda word: (-tally[word], word))[:WORDS]
     counts = co_occurrence(documents, repeats, {word: i for i, word in enumerate(words)})
     covered = sum(tally[word] for word in words) / sum(tally.values())
     print(f"{len(counts.data)} pairs; {WORDS} words cover {covered:.1%} of the text", flush=True)
