@@ -128,7 +128,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield line, raw.rstrip()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}, after line {line}: cannot be read ({reason})") from None
+        where = f"{path}, after line {line}" if line else str(path)
+        raise DataError(f"{where}: cannot be read ({reason})") from None
 
 
 def _header(path: Path, raw: bytes) -> tuple[int, int]:
