@@ -1,5 +1,5 @@
 /* A software model of the AMX tile registers, enough to check csrc/cpu/amx.c where the hardware is missing: shapes come
- * from the configuration, absent rows are an error, products round as TDPBF16PS does but for its flushing of subnormals. */
+ * from the configuration, misuse aborts, products round as TDPBF16PS does but for its flushing of subnormals. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -5,8 +5,8 @@
  *       -lpthread -lm -o /tmp/cpu_kernels
  *   /tmp/cpu_kernels [check | peak | time | verbs | all] [threads] [instruction set]
  *
- * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers, slowly:
- * layout and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
+ * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers: layout
+ * and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
  * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. */
 #define _GNU_SOURCE
 #include "cpu/cpu.h"
@@ -47,7 +47,7 @@ static void must(enum status status, const struct error *e) {
     exit(1);
 }
 
-/* ---- one product on the backend ------------------------------------------------------------------------------- */
+/* ---- one product on the backend -------------------------------------------------------------------------------- */
 
 struct bench {
     const struct backend *be;
@@ -105,7 +105,7 @@ static struct weight pack(struct bench *b, enum dtype dtype, int n, int k, const
     return w;
 }
 
-/* ---- checks ----------------------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------------------------- */
 
 static double reference(enum epilogue epilogue, double y, double out, double gate) {
     switch (epilogue) {
@@ -124,7 +124,8 @@ static double check_once(const char *isa, enum dtype dtype, enum dtype weights, 
     int M = random_int(1, 300), N = random_int(1, 200), K = random_int(1, 700), part = random_int(1, M);
     if (!bench_open(&b, isa, dtype, threads, K, N, M)) return -1;
     size_t mk = (size_t)M * (size_t)K, nk = (size_t)N * (size_t)K, mn = (size_t)M * (size_t)N;
-    float *a = malloc(mk * 4), *w = malloc(nk * 4), *gate = malloc(mn * 4), *before = malloc(mn * 4), *out = malloc(mn * 4);
+    float *a = malloc(mk * 4), *w = malloc(nk * 4), *gate = malloc(mn * 4), *before = malloc(mn * 4),
+          *out = malloc(mn * 4);
     void *in = random_array(dtype, mk, 1, a), *linear = random_array(weights, nk, 1, w);
     for (size_t i = 0; i < mn; i++) gate[i] = random_float(), before[i] = random_float();
     struct weight packed = pack(&b, weights, N, K, linear);
@@ -142,7 +143,8 @@ static double check_once(const char *isa, enum dtype dtype, enum dtype weights, 
         for (int j = 0; j < N; j++) {
             double y = 0, size = 0;
             for (int k = 0; k < K; k++) {
-                double product = (double)a[(size_t)i * (size_t)K + (size_t)k] * (double)w[(size_t)j * (size_t)K + (size_t)k];
+                double product =
+                    (double)a[(size_t)i * (size_t)K + (size_t)k] * (double)w[(size_t)j * (size_t)K + (size_t)k];
                 y += product, size += fabs(product);
             }
             size_t at = (size_t)i * (size_t)N + (size_t)j;
@@ -181,21 +183,21 @@ static int check(const char *isa, int threads) {
     return failures;
 }
 
-/* ---- peaks --------------------------------------------------------------------------------------------------------- */
+/* ---- peaks ----------------------------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 enum { PEAK_STEPS = 20000000 };
 typedef double peak_loop(void);
 
-#define PEAK_LOOP(name, isa, type, zero, flops, step)                                                        \
-    __attribute__((target(isa))) static double name(void) {                                                  \
-        type s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;         \
-        type s8 = zero, s9 = zero;                                                                           \
-        double start = now();                                                                                \
-        for (int i = 0; i < PEAK_STEPS; i++) {                                                               \
-            step(s0) step(s1) step(s2) step(s3) step(s4) step(s5) step(s6) step(s7) step(s8) step(s9)        \
-        }                                                                                                    \
-        return 10.0 * PEAK_STEPS * (flops) / (now() - start);                                                \
+#define PEAK_LOOP(name, isa, type, zero, flops, step)                                                                  \
+    __attribute__((target(isa))) static double name(void) {                                                            \
+        type s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;                   \
+        type s8 = zero, s9 = zero;                                                                                     \
+        double start = now();                                                                                          \
+        for (int i = 0; i < PEAK_STEPS; i++) {                                                                         \
+            step(s0) step(s1) step(s2) step(s3) step(s4) step(s5) step(s6) step(s7) step(s8) step(s9)                  \
+        }                                                                                                              \
+        return 10.0 * PEAK_STEPS * (flops) / (now() - start);                                                          \
     }
 #define STEP(instruction, x) __asm__ volatile(instruction " %0, %0, %0" : "+v"(x));
 #define FMA_STEP(x) STEP("vfmadd231ps", x)
@@ -290,7 +292,7 @@ static void memory_rate(int threads) {
     for (int i = 0; i < threads; i++) memory_free(NULL, both[i][0], bytes);
 }
 
-/* ---- times --------------------------------------------------------------------------------------------------------- */
+/* ---- times ----------------------------------------------------------------------------------------------------- */
 
 enum { COPIES_BYTES = 200 << 20 }; /* weights go round so many bytes: from memory, as in a pass over the blocks */
 
@@ -341,7 +343,7 @@ static void time_isa(const char *isa, int threads) {
     }
 }
 
-/* ---- verbs --------------------------------------------------------------------------------------------------------- */
+/* ---- verbs ----------------------------------------------------------------------------------------------------- */
 
 enum { C = 2048, H = 32, N = 64, F = 7168, R = 32, D = 64, VOCABULARY = 1000, T = 1008, LENGTH = 28 };
 
@@ -381,15 +383,15 @@ static struct block random_block(struct bench *b, enum dtype dtype) {
 }
 
 /* Microseconds a token that `call` takes, the best of three. */
-#define TIME_VERB(name, flops, call)                                                                         \
-    do {                                                                                                     \
-        double best = 1e9;                                                                                   \
-        for (int i = 0; i < 3; i++) {                                                                        \
-            double began = now();                                                                            \
-            must(call, &b.e);                                                                                \
-            if (now() - began < best) best = now() - began;                                                  \
-        }                                                                                                    \
-        printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);    \
+#define TIME_VERB(name, flops, call)                                                                                   \
+    do {                                                                                                               \
+        double best = 1e9;                                                                                             \
+        for (int i = 0; i < 3; i++) {                                                                                  \
+            double began = now();                                                                                      \
+            must(call, &b.e);                                                                                          \
+            if (now() - began < best) best = now() - began;                                                            \
+        }                                                                                                              \
+        printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);              \
     } while (0)
 
 static void time_verbs(const char *isa, enum dtype dtype, int threads) {
@@ -408,27 +410,49 @@ static void time_verbs(const char *isa, enum dtype dtype, int threads) {
     float *x = zeroed(bytes), *decay = zeroed(bytes), *wide = zeroed(sizeof(float) * T * F), *pooled = zeroed(bytes);
     float *buffer[6];
     for (int i = 0; i < 6; i++) buffer[i] = zeroed(bytes);
-    struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total, .from = none,
-                        .to = none, .columns = 1, .layers = layers, .pooled = pooled};
+    struct pass pass = {.T = T,
+                        .S = T / LENGTH,
+                        .ids = ids,
+                        .start = start,
+                        .before = zeros,
+                        .total = total,
+                        .from = none,
+                        .to = none,
+                        .columns = 1,
+                        .layers = layers,
+                        .pooled = pooled};
     bool replay;
     const struct weight *v = &w.vector;
     must(b.be->begin(b.w, &pass, &replay, &b.e), &b.e);
     printf("%s\n", b.be->describe(b.dev));
     TIME_VERB("embed", 0, b.be->embed(b.w, &(struct embed){&w.table, ln, x}, &b.e));
     TIME_VERB("time_shift", 4.0 * C * 5 * R,
-              b.be->time_shift(b.w, &(struct time_shift){0, x, ln, v, {v, v, v, v, v}, &w.maa_w1, &w.maa_w2,
-                               {buffer[0], buffer[1], buffer[2], buffer[3], buffer[4]}}, &b.e));
-    const struct gemm four[] = {{&w.square, buffer[1], STORE, x, NULL}, {&w.square, buffer[2], STORE, x, NULL},
-                                {&w.square, buffer[3], STORE, x, NULL}, {&w.square, buffer[4], SILU, x, NULL}};
+              b.be->time_shift(b.w,
+                               &(struct time_shift){0,
+                                                    x,
+                                                    ln,
+                                                    v,
+                                                    {v, v, v, v, v},
+                                                    &w.maa_w1,
+                                                    &w.maa_w2,
+                                                    {buffer[0], buffer[1], buffer[2], buffer[3], buffer[4]}},
+                               &b.e));
+    const struct gemm four[] = {{&w.square, buffer[1], STORE, x, NULL},
+                                {&w.square, buffer[2], STORE, x, NULL},
+                                {&w.square, buffer[3], STORE, x, NULL},
+                                {&w.square, buffer[4], SILU, x, NULL}};
     TIME_VERB("r k v g", 8.0 * C * C, b.be->gemm(b.w, four, 4, &b.e));
-    TIME_VERB("decay", 4.0 * C * D, b.be->decay(b.w, &(struct decay){buffer[0], v, &w.decay_w1, &w.decay_w2, decay}, &b.e));
+    TIME_VERB("decay", 4.0 * C * D,
+              b.be->decay(b.w, &(struct decay){buffer[0], v, &w.decay_w1, &w.decay_w2, decay}, &b.e));
     TIME_VERB("wkv", 6.0 * C * N, b.be->wkv(b.w, &(struct wkv){0, x, x, x, x, decay, &w.heads, ln, buffer[5]}, &b.e));
     TIME_VERB("output", 2.0 * C * C, b.be->gemm(b.w, &(struct gemm){&w.square, buffer[5], ADD, x, NULL}, 1, &b.e));
     TIME_VERB("channel_shift", 0,
               b.be->channel_shift(b.w, &(struct channel_shift){0, x, ln, v, v, buffer[0], buffer[1]}, &b.e));
-    const struct gemm two[] = {{&w.wide, buffer[0], RELU2, wide, NULL}, {&w.square, buffer[1], SIGMOID, buffer[2], NULL}};
+    const struct gemm two[] = {{&w.wide, buffer[0], RELU2, wide, NULL},
+                               {&w.square, buffer[1], SIGMOID, buffer[2], NULL}};
     TIME_VERB("ffn key, r", 2.0 * C * (C + F), b.be->gemm(b.w, two, 2, &b.e));
-    TIME_VERB("ffn value", 2.0 * C * F, b.be->gemm(b.w, &(struct gemm){&w.narrow, wide, GATE_ADD, x, buffer[2]}, 1, &b.e));
+    TIME_VERB("ffn value", 2.0 * C * F,
+              b.be->gemm(b.w, &(struct gemm){&w.narrow, wide, GATE_ADD, x, buffer[2]}, 1, &b.e));
     TIME_VERB("pool", 0, b.be->pool(b.w, &(struct pool){x, NULL, 0}, &b.e));
     for (int i = 0; i < 6; i++) memory_free(NULL, buffer[i], bytes);
     memory_free(NULL, x, bytes), memory_free(NULL, decay, bytes), memory_free(NULL, pooled, bytes);

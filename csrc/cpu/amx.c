@@ -1,8 +1,8 @@
 /* AMX-BF16: eight tile registers of 16 rows by 64 bytes; TDPBF16PS multiplies two into a third.
  *
  * A tile of rows is 32 by one panel: four sums (0..3), two inputs (4, 5), two weights (6, 7), so each load feeds two
- * products. The rate is that of the second-level cache: the block sizes keep inputs there, and while rows of one panel are
- * multiplied the next panel's weights are fetched. Rows that are absent are zeros in the packed input. */
+ * products. The rate is that of the second-level cache: block sizes keep inputs there, and while one panel is
+ * multiplied the next panel's weights and the next block of inputs are fetched. Absent rows of inputs are zeros. */
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -19,11 +19,10 @@
 enum { TILE_ROWS = 32, K_STEP = 32, LINE = 64, TILE_BYTES = 16 * LINE };
 enum { WEIGHT_STRIDE = PANEL * 4, SUM_STRIDE = PANEL * 4 };
 
-/* Static: gcc 12 believes that the instruction reads 8 bytes of its operand and drops the stores to one on the stack. */
+/* Static: gcc 12 believes that the instruction reads 8 bytes of its operand, and drops stores to one on the stack. */
 static const unsigned char config[64] __attribute__((aligned(64))) = {
-    1,         [16] = LINE, [18] = LINE, [20] = LINE, [22] = LINE, [24] = LINE, [26] = LINE,
-    [28] = LINE, [30] = LINE, [48] = 16,   [49] = 16,   [50] = 16,   [51] = 16,   [52] = 16,
-    [53] = 16,   [54] = 16,   [55] = 16,
+    1,         [16] = LINE, [18] = LINE, [20] = LINE, [22] = LINE, [24] = LINE, [26] = LINE, [28] = LINE, [30] = LINE,
+    [48] = 16, [49] = 16,   [50] = 16,   [51] = 16,   [52] = 16,   [53] = 16,   [54] = 16,   [55] = 16,
 };
 
 static void enter(void) {
@@ -56,9 +55,15 @@ static void tile_low(const struct tile *t) {
     _tile_stored(1, t->c + 16, SUM_STRIDE);
 }
 
+/* Whole lines of `bytes` that each of `steps` steps fetches. */
+static size_t share(size_t bytes, size_t steps) {
+    return bytes / steps / LINE * LINE;
+}
+
 static void tile_full(const struct tile *t) {
-    const char *a = t->a, *w = t->w, *soon = t->soon;
-    size_t soon_step = t->soon_bytes / (size_t)(t->k / K_STEP) / LINE * LINE;
+    const char *a = t->a, *w = t->w, *weights = t->weights.p, *inputs = t->inputs.p;
+    size_t steps = (size_t)(t->k / K_STEP), weights_step = share(t->weights.bytes, steps);
+    size_t inputs_step = share(t->inputs.bytes, steps);
     float *high = t->c, *low = high + 16 * PANEL;
     _tile_zero(0);
     _tile_zero(1);
@@ -79,8 +84,10 @@ static void tile_full(const struct tile *t) {
         _tile_loadd(5, a + TILE_BYTES, LINE);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        for (size_t i = 0; i < soon_step; i += LINE) _mm_prefetch(soon + i, _MM_HINT_T1);
-        soon += soon_step;
+        for (size_t i = 0; i < weights_step; i += LINE) _mm_prefetch(weights + i, _MM_HINT_T1);
+        for (size_t i = 0; i < inputs_step; i += LINE) _mm_prefetch(inputs + i, _MM_HINT_T1);
+        weights += weights_step;
+        inputs += inputs_step;
         a += 2 * TILE_BYTES;
         w += 2 * TILE_BYTES;
     }
@@ -100,7 +107,7 @@ void kernels_amx(struct kernels *k) {
         .layout = PACKED_TILES,
         .tile_rows = TILE_ROWS,
         .k_step = K_STEP,
-        .k_block = 256,
+        .k_block = 512,
         .run = {NULL, tile_amx},
         .enter = enter,
         .leave = leave,

@@ -11,7 +11,7 @@
 #define LANES 8
 #define FMA(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 /* Saturating the halves changes nothing: they are below 2^16. */
-#define NARROW(u)                                                                                            \
+#define NARROW(u)                                                                                                      \
     ((hvec)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)(u)), _mm256_extracti128_si256((__m256i)(u), 1)))
 #define WKV_VECTORS 2
 #define TILE_ROWS 6

@@ -14,13 +14,13 @@
 #define WKV_VECTORS 4
 #define TILE_ROWS 12
 #define TILE_VECTORS 2
-#define TILE_CASES                                                                                           \
-    TILE_CASE(1)                                                                                             \
-    TILE_CASE(2)                                                                                             \
-    TILE_CASE(3)                                                                                             \
-    TILE_CASE(4)                                                                                             \
-    TILE_CASE(5)                                                                                             \
-    TILE_CASE(6)                                                                                             \
+#define TILE_CASES                                                                                                     \
+    TILE_CASE(1)                                                                                                       \
+    TILE_CASE(2)                                                                                                       \
+    TILE_CASE(3)                                                                                                       \
+    TILE_CASE(4)                                                                                                       \
+    TILE_CASE(5)                                                                                                       \
+    TILE_CASE(6)                                                                                                       \
     TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
 
 #include "vector.h"

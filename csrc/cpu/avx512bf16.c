@@ -1,5 +1,5 @@
-/* AVX512-BF16: VDPBF16PS multiplies pairs of bfloat16 and adds both products to a float32 sum. Some processors run it at
- * half their float32 FMA rate, others at twice; feature bits do not tell, so it is used wherever it exists. */
+/* AVX512-BF16: VDPBF16PS multiplies pairs of bfloat16 and adds both products to a float32 sum. Some processors run it
+ * at half their float32 FMA rate, others at twice; feature bits do not tell, so it is used wherever it exists. */
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) void tile_rows(int m, const struct 
     }
 }
 
-#define TILE_CASE(m)                                                                                         \
+#define TILE_CASE(m)                                                                                                   \
     case m: tile_rows(m, t, t->first); break;
 
 static void tile_pairs(const struct tile *t) {
@@ -78,7 +78,7 @@ static void tile_pairs(const struct tile *t) {
 void kernels_avx512bf16(struct kernels *k) {
     fill_rows(k);
     k->bf16 = (struct tile_product){
-        .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .k_block = 512, .run = {NULL, tile_pairs}};
+        .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .k_block = 1024, .run = {NULL, tile_pairs}};
 }
 
 #include "target_end.h"

@@ -32,8 +32,9 @@ static enum status choose_kernels(const char *isa, struct kernels *k, const char
     if (top < 0)
         return fail(e, BAD_INPUT, "instruction set \"%s\": expected portable, avx2, avx512, avx512bf16 or amx", isa);
     if (!cpu_isa_available(levels[top].name))
-        return fail(e, DEVICE_FAILED, "instruction set \"%s\" needs %s, which this processor does not offer; leave it out",
-                    isa, levels[top].needs);
+        return fail(e, DEVICE_FAILED,
+                    "instruction set \"%s\" needs %s, which this processor does not offer; leave it out", isa,
+                    levels[top].needs);
     for (int i = 0; i <= top; i++) levels[i].fill(k);
     *chosen = levels[top].name;
     return OK;
@@ -43,7 +44,8 @@ static enum status device_open(const struct dims *dims, const struct device_opti
                                struct device **out, struct error *e) {
     *out = NULL;
     if (options->dtype == F16)
-        return fail(e, BAD_INPUT, "dtype float16 on a CPU: expected float32 or bfloat16 (float16 weights load into both)");
+        return fail(e, BAD_INPUT,
+                    "dtype float16 on a CPU: expected float32 or bfloat16 (float16 weights load into both)");
     if (options->threads < 1 || options->threads > 1024)
         return fail(e, BAD_INPUT, "%d threads: expected 1 .. 1024", options->threads);
     if (dims->N > MAX_HEAD) return fail(e, BAD_INPUT, "head size %d: expected at most %d", dims->N, MAX_HEAD);
@@ -81,12 +83,11 @@ static size_t device_out_bytes(const struct device *dev) {
     return sizeof(float); /* r, k, v, g: rounding them would cost accuracy and save no time that was measured */
 }
 
-/* Enough rows that streaming the weights hides behind the arithmetic, few enough that activations stay in a cache. */
+/* Enough rows that streaming the weights hides behind the arithmetic; AMX needs more of them. */
 static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fixed) {
-    (void)dev;
     (void)bytes_per_row;
     (void)bytes_fixed;
-    return 1024;
+    return dev->product->layout == PACKED_TILES ? 2048 : 1024;
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------- */
@@ -198,7 +199,8 @@ static enum status worker_memory(struct worker *w, struct error *e) {
         TRY(worker_alloc(w, (size_t)w->columns * C * sizeof(float), &p, e));
         w->carry[i] = p;
     }
-    w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) + gemm_input_bytes(dev->product, w->rows, 4 * dev->product->k_step);
+    w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) +
+                      gemm_input_bytes(dev->product, w->rows, 4 * dev->product->k_step);
     TRY(worker_alloc(w, w->packed_bytes, &p, e));
     w->packed = p;
     TRY(worker_alloc(w, threads * sizeof *w->scratch, &p, e));

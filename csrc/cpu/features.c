@@ -45,8 +45,7 @@ struct cpu_features cpu_features(void) {
     enum { SUB_AVX512BF16 = 1 << 5, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
     uint64_t saved = saved_registers();
     f.avx2_fma = (saved & YMM) == YMM && all(b, bit_AVX2);
-    f.avx512 = f.avx2_fma && (saved & ZMM) == ZMM &&
-               all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
+    f.avx512 = f.avx2_fma && (saved & ZMM) == ZMM && all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
     f.avx512bf16 = f.avx512 && all(sub_a, SUB_AVX512BF16);
 #if defined(EMULATE_AMX)
     f.amx_bf16 = f.avx512bf16; /* the workshop's model of the tiles stands in */

@@ -99,8 +99,7 @@ static size_t input_element(const struct tile_product *product) {
 }
 
 size_t gemm_input_bytes(const struct tile_product *product, int rows, int k) {
-    return (size_t)round_up(rows, product->tile_rows) * (size_t)round_up(k, product->k_step) *
-           input_element(product);
+    return (size_t)round_up(rows, product->tile_rows) * (size_t)round_up(k, product->k_step) * input_element(product);
 }
 
 /* Elements k of one row to their places, tile_rows elements apart or, as tiles, 32 at a time. */
@@ -161,45 +160,81 @@ size_t gemm_sums_bytes(const struct tile_product *product, int rows) {
     return (size_t)round_up(rows, product->tile_rows) * PANEL * PANEL_BLOCK * sizeof(float);
 }
 
-/* Weights of a panel from input k on. */
-static const unsigned char *weights_at(const struct gemm_part *part, int panel, int k) {
-    const struct packed *w = part->weight;
-    return w->data + (size_t)(part->g * w->panels + part->panel + panel) * w->panel_bytes +
-           (size_t)k * PANEL * dtype_bytes(w->dtype);
+/* A walk over a part: inputs k .. k + step of `panel`, then the next panel, then the next inputs. */
+struct walk {
+    const struct tile_product *product;
+    const struct gemm_part *part;
+    int tiles, k_block, k, panel;
+};
+
+static int walk_step(const struct walk *at) {
+    return least(at->k_block, at->part->weight->k_padded - at->k);
+}
+
+static struct walk walk_next(struct walk at) {
+    if (++at.panel < at.part->panels) return at;
+    at.panel = 0;
+    at.k += at.k_block;
+    return at;
+}
+
+static bool walk_ended(const struct walk *at) {
+    return at->k >= at->part->weight->k_padded;
+}
+
+static const unsigned char *walk_weights(const struct walk *at) {
+    const struct packed *w = at->part->weight;
+    return w->data + (size_t)(at->part->g * w->panels + at->part->panel + at->panel) * w->panel_bytes +
+           (size_t)at->k * PANEL * dtype_bytes(w->dtype);
+}
+
+static const char *walk_input(const struct walk *at, int tile) {
+    size_t tile_rows = (size_t)at->product->tile_rows, k = (size_t)at->part->weight->k_padded;
+    return (const char *)at->part->in + ((size_t)tile * k + (size_t)at->k) * tile_rows * input_element(at->product);
+}
+
+/* A panel's calls share the fetching of the next weights, all panels' calls that of the next block of inputs. */
+static void fetch_ahead(const struct walk *at, int tile, struct tile *t) {
+    const struct walk next = walk_next(*at),
+                      block = {at->product, at->part, at->tiles, at->k_block, at->k + at->k_block, 0};
+    t->weights = t->inputs = (struct soon){NULL, 0};
+    if (walk_ended(&next)) return;
+    size_t weight_bytes = (size_t)walk_step(&next) * PANEL * dtype_bytes(at->part->weight->dtype) / (size_t)at->tiles;
+    t->weights = (struct soon){walk_weights(&next) + (size_t)tile * weight_bytes, weight_bytes};
+    if (walk_ended(&block)) return;
+    size_t input_bytes = (size_t)walk_step(&block) * (size_t)at->product->tile_rows * input_element(at->product) /
+                         (size_t)at->part->panels;
+    t->inputs = (struct soon){walk_input(&block, tile) + (size_t)at->panel * input_bytes, input_bytes};
 }
 
 /* All rows of a part times one panel's inputs k .. k + step. */
-static void gemm_panel(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
-                       const struct finish *finish, int panel, int k, int step, float *sums) {
+static void gemm_panel(const struct walk *at, finish_kernel *apply, const struct finish *finish, float *sums) {
+    const struct gemm_part *part = at->part;
     const struct packed *w = part->weight;
-    int tile_rows = product->tile_rows, tiles = round_up(part->rows, tile_rows) / tile_rows;
-    int column = (part->panel + panel) * PANEL;
-    size_t tile_bytes = gemm_input_bytes(product, tile_rows, w->k), from = (size_t)k * tile_bytes / (size_t)w->k_padded;
-    struct tile t = {.k = step, .w = weights_at(part, panel, k), .first = k == 0};
-    size_t weight_bytes = (size_t)step * PANEL * dtype_bytes(w->dtype);
-    const unsigned char *soon = panel + 1 < part->panels ? weights_at(part, panel + 1, k) : NULL;
-    t.soon_bytes = soon ? weight_bytes / (size_t)tiles : 0;
-    for (int i = 0; i < tiles; i++) {
+    int tile_rows = at->product->tile_rows, column = (part->panel + at->panel) * PANEL;
+    struct tile t = {.k = walk_step(at), .w = walk_weights(at), .first = at->k == 0};
+    for (int i = 0; i < at->tiles; i++) {
         int first = i * tile_rows;
         t.m = least(tile_rows, part->rows - first);
-        t.a = (const char *)part->in + (size_t)i * tile_bytes + from;
-        t.c = sums + (size_t)(panel * tiles + i) * (size_t)tile_rows * PANEL;
-        t.soon = soon ? soon + (size_t)i * t.soon_bytes : NULL;
-        product->run[w->dtype == BF16](&t);
-        if (k + step == w->k_padded)
+        t.a = walk_input(at, i);
+        t.c = sums + (size_t)(at->panel * at->tiles + i) * (size_t)tile_rows * PANEL;
+        fetch_ahead(at, i, &t);
+        at->product->run[w->dtype == BF16](&t);
+        if (at->k + t.k == w->k_padded)
             apply(finish, t.m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, t.c);
     }
 }
 
 /* K in blocks, so that a block of inputs stays in the second-level cache and a panel's block in the first; sums wait in
- * `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. */
+ * `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. A few rows stay in the cache
+ * as they are: then a panel is one long read, which memory likes best. */
 static void gemm_panels(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
                         const struct finish *finish, float *sums) {
-    int K = part->weight->k_padded;
+    struct walk at = {
+        .product = product, .part = part, .tiles = round_up(part->rows, product->tile_rows) / product->tile_rows};
+    at.k_block = part->rows <= FEW_ROWS ? part->weight->k_padded : product->k_block;
     if (product->enter) product->enter();
-    for (int k = 0; k < K; k += product->k_block)
-        for (int panel = 0; panel < part->panels; panel++)
-            gemm_panel(product, apply, part, finish, panel, k, least(product->k_block, K - k), sums);
+    for (; !walk_ended(&at); at = walk_next(at)) gemm_panel(&at, apply, finish, sums);
     if (product->leave) product->leave();
 }
 

@@ -9,13 +9,13 @@
  * cost most matrices a huge page, as their sizes are multiples of one. */
 struct packed {
     enum dtype dtype;
-    int g, n, k;           /* groups, outputs, inputs */
-    int k_padded, panels;  /* a group's */
+    int g, n, k;          /* groups, outputs, inputs */
+    int k_padded, panels; /* a group's */
     size_t panel_bytes;
     unsigned char *data;
 };
 
-enum { ROW_BLOCK = 256, PANEL_BLOCK = 8 };
+enum { ROW_BLOCK = 256, PANEL_BLOCK = 8, FEW_ROWS = 64 };
 
 /* Packs a LINEAR, LORA_DOWN or LORA_UP array for a device whose products read `in` type. bfloat16 weights stay bfloat16
  * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */
@@ -38,7 +38,7 @@ void gemm_pack_input(const struct tile_product *product, bool bf16, const void *
 /* Scratch of gemm_block for that many rows. */
 size_t gemm_sums_bytes(const struct tile_product *product, int rows);
 
-/* Panels panel .. panel + panels of group g, for rows packed in `in`, which are rows row .. row + rows of the output. */
+/* Panels panel .. panel + panels of group g, for rows packed in `in`: rows row .. row + rows of the output. */
 struct gemm_part {
     const struct packed *weight;
     int g, panel, panels;

@@ -1,7 +1,7 @@
 /* The table of row kernels that an instruction set fills in, and the layouts that packing and kernels agree on.
  *
- * Every kernel works on rows or tiles of one sequence, is single-threaded and allocates nothing. A kernel's result for an
- * element depends on that element's inputs alone: tails run through the same vector code as the rest.
+ * Every kernel works on rows or tiles, is single-threaded and allocates nothing. Its result for an element depends on
+ * that element's inputs alone: tails run through the same vector code as the rest.
  *
  * Packed weights: panels of PANEL outputs, the last one filled up with zeros, K rounded up to k_step with zeros.
  *   F32   panel [K][PANEL]          float
@@ -20,21 +20,24 @@ enum { PANEL = 32 };
 enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
 
 /* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k.
- * `soon` are weights that the next calls want, for a kernel that outruns memory to fetch meanwhile. */
+ * For a kernel that outruns memory: what calls to come will read, this call's share of it, to be fetched meanwhile. */
+struct soon {
+    const void *p;
+    size_t bytes;
+};
 struct tile {
     int m, k;
     const void *a, *w;
     float *c;
     bool first;
-    const void *soon;
-    size_t soon_bytes;
+    struct soon weights, inputs;
 };
 typedef void tile_kernel(const struct tile *t);
 
 struct tile_product {
     enum input_layout layout;
-    int tile_rows, k_step, k_block; /* k_block: inputs multiplied before going on to the next panel */
-    tile_kernel *run[2];            /* by weights: F32, BF16; NULL where weights are never packed so */
+    int tile_rows, k_step, k_block;      /* k_block: inputs multiplied before going on to the next panel */
+    tile_kernel *run[2];                 /* by weights: F32, BF16; NULL where weights are never packed so */
     void (*enter)(void), (*leave)(void); /* around the calls of a block; may be NULL */
 };
 
@@ -42,12 +45,12 @@ struct tile_product {
 enum finish_kind { FINISH_TANH = GATE_ADD + 1, FINISH_LERP, FINISH_DECAY };
 
 struct finish {
-    int kind; /* enum epilogue or enum finish_kind */
+    int kind;  /* enum epilogue or enum finish_kind */
     bool bf16; /* whether in type is bfloat16 */
     void *out;
-    size_t stride;      /* elements between rows of out and gate */
-    const float *gate;  /* GATE_ADD */
-    const float *a, *d; /* LERP: out = a + d (vector + y) */
+    size_t stride;       /* elements between rows of out and gate */
+    const float *gate;   /* GATE_ADD */
+    const float *a, *d;  /* LERP: out = a + d (vector + y) */
     size_t shift_stride; /* elements between rows of a and d */
     const float *vector; /* LERP: maa; DECAY: time_decay */
 };

@@ -71,7 +71,10 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
     case STORE: store_some(out, y, n); break;
     case SILU: store_some(out, y * sigmoid_vec(y), n); break;
     case SIGMOID: store_some(out, sigmoid_vec(y), n); break;
-    case RELU2: y = larger(y, all(0)); store_in_type(f->out, at, y * y, n, f->bf16); break;
+    case RELU2:
+        y = larger(y, all(0));
+        store_in_type(f->out, at, y * y, n, f->bf16);
+        break;
     case ADD: store_some(out, load_some(out, n) + y, n); break;
     case GATE_ADD: store_some(out, FMA(load_some(f->gate + at, n), y, load_some(out, n)), n); break;
     case FINISH_TANH: store_in_type(f->out, at, tanh_vec(y), n, f->bf16); break;

@@ -1,4 +1,4 @@
-/* The tables of an instruction set: rows always, products where tile_body.h was included and nothing better is at hand. */
+/* The tables of an instruction set: rows always, products where tile_body.h was included. */
 VECTOR_FN void fill_rows(struct kernels *k) {
     k->rows = (struct row_kernels){
         .layer_norm = layer_norm,
@@ -18,7 +18,7 @@ VECTOR_FN void fill_products(struct kernels *k) {
         .layout = PACKED_F32,
         .tile_rows = TILE_ROWS,
         .k_step = 2, /* pairs; float32 weights share it for the sake of one layout of the inputs */
-        .k_block = 512,
+        .k_block = 1024,
         .run = {tile_f32, tile_widened},
     };
 }

@@ -19,9 +19,9 @@ struct team {
     struct helper *helpers;
     pthread_mutex_t lock;
     pthread_cond_t go, done;
-    atomic_uint round;    /* raised under the lock to start a round */
-    atomic_int next;      /* item to hand out */
-    atomic_int working;   /* helpers still in this round */
+    atomic_uint round;  /* raised under the lock to start a round */
+    atomic_int next;    /* item to hand out */
+    atomic_int working; /* helpers still in this round */
     bool closing;
     /* Written before `round` is raised, read after it was seen raised. */
     int items;
@@ -53,8 +53,7 @@ static unsigned wait_for_round(struct team *p, unsigned seen) {
     }
     pthread_mutex_lock(&p->lock);
     unsigned now;
-    while ((now = atomic_load_explicit(&p->round, memory_order_acquire)) == seen)
-        pthread_cond_wait(&p->go, &p->lock);
+    while ((now = atomic_load_explicit(&p->round, memory_order_acquire)) == seen) pthread_cond_wait(&p->go, &p->lock);
     pthread_mutex_unlock(&p->lock);
     return now;
 }

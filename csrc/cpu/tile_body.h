@@ -9,8 +9,7 @@ VECTOR_FN void tile_strip(int m, int k, bool paired, const float *a, const float
 #pragma GCC unroll 16
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < TILE_VECTORS; j++)
-            sum[i][j] = first ? (vec){0} : load(c + i * PANEL + j * LANES);
+        for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = first ? (vec){0} : load(c + i * PANEL + j * LANES);
     for (int step = 0; step < k; step += paired ? 2 : 1) {
         vec even[TILE_VECTORS], odd[TILE_VECTORS];
 #pragma GCC unroll 8
@@ -27,8 +26,7 @@ VECTOR_FN void tile_strip(int m, int k, bool paired, const float *a, const float
 #pragma GCC unroll 16
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-                for (int j = 0; j < TILE_VECTORS; j++)
-                    sum[i][j] = FMA(all(a[TILE_ROWS + i]), odd[j], sum[i][j]);
+                for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = FMA(all(a[TILE_ROWS + i]), odd[j], sum[i][j]);
         a += paired ? 2 * TILE_ROWS : TILE_ROWS;
         w += PANEL;
     }
@@ -47,13 +45,11 @@ VECTOR_FN void tile_panel(int m, const struct tile *t, bool paired) {
 }
 
 /* The number of rows is a constant in each case, so that sums stay in registers. */
-#define TILE_CASE(m)                                                                                         \
+#define TILE_CASE(m)                                                                                                   \
     case m: tile_panel(m, t, paired); break;
 
 VECTOR_FN void tile_of(const struct tile *t, bool paired) {
-    switch (t->m) {
-        TILE_CASES
-    }
+    switch (t->m) { TILE_CASES }
 }
 
 static void tile_f32(const struct tile *t) {

@@ -1,8 +1,9 @@
 /* One vector type for every instruction set, on the compiler's own vector extension.
  *
- * The including file defines LANES, FMA(a, b, c) and BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has switched its target on. Everything is static: the same text
- * becomes other instructions in each file. Products and sums are never contracted behind our back (-std=c11), so one
- * instruction set always gives one result; another may give another, where its FMA rounds once. */
+ * The including file defines LANES, FMA(a, b, c) and BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has
+ * switched its target on. Everything is static: the same text becomes other instructions in each file. Products and
+ * sums are never contracted behind our back (-ffp-contract=off), so an instruction set always gives the same result;
+ * another may give another, as its FMA rounds once. */
 #include <stdint.h>
 #include <string.h>
 

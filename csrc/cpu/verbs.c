@@ -1,7 +1,7 @@
 /* The verbs on the CPU: each is one or two rounds of the team over items that share nothing.
  *
- * Rows of a verb are cut into items, or products into row blocks and panel blocks; a sum over inputs, a head's time and a
- * sequence's pooling are never cut. So neither the cut nor the thread shows in the bits. */
+ * Rows of a verb are cut into items, products into row blocks and panel blocks; a sum over inputs, a head's time and
+ * a sequence's pooling are never cut. So neither the cut nor the thread shows in the bits. */
 #include "worker.h"
 
 #include <string.h>
@@ -89,8 +89,8 @@ static size_t shift_stride(const struct worker *w) {
     return (size_t)w->dev->dims.C + SHIFT_PAD;
 }
 
-/* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this; rows shift_stride apart. A row that follows one of
- * its own sequence normalises that one anew where another item owns it: cheaper than waiting for it, and the same bits. */
+/* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this; rows shift_stride apart.
+ * Where another item owns the row before, it is normalised anew: cheaper than waiting for it, and the same bits. */
 static void shift_rows(const struct worker *w, const struct shift *s, struct rows rows, float *normal, float *d) {
     const struct row_kernels *k = &w->dev->kernels.rows;
     int C = w->dev->dims.C;
@@ -123,9 +123,10 @@ static void multiply(struct worker *w, int thread, const struct weight *weight, 
     const struct device *dev = w->dev;
     const struct packed *p = packed_of(weight);
     gemm_pack_input(dev->product, is_bf16(w), in, stride, rows.count, p->k, packed);
-    gemm_block(dev->product, dev->kernels.rows.finish,
-               &(struct gemm_part){.weight = p, .g = g, .panels = p->panels, .in = packed, .rows = rows.count, .row = row},
-               finish, w->scratch[thread].sums);
+    gemm_block(
+        dev->product, dev->kernels.rows.finish,
+        &(struct gemm_part){.weight = p, .g = g, .panels = p->panels, .in = packed, .rows = rows.count, .row = row},
+        finish, w->scratch[thread].sums);
 }
 
 struct time_shift_job {
@@ -144,8 +145,8 @@ static void time_shift_rows(void *context, int item, int thread) {
     size_t C = (size_t)dims->C, R = (size_t)dims->R, stride = shift_stride(w);
     shift_rows(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++)
-        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * stride, s->d + i * stride, vector_of(a->maa_x), is_bf16(w),
-                                  (char *)s->mix + i * C * dtype_bytes(w->dev->dtype));
+        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * stride, s->d + i * stride, vector_of(a->maa_x),
+                                  is_bf16(w), (char *)s->mix + i * C * dtype_bytes(w->dev->dtype));
     multiply(w, thread, a->w1, 0, s->mix, C, s->packed, rows, 0,
              &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = 5 * R});
     for (int j = 0; j < 5; j++)
@@ -205,8 +206,7 @@ enum { MOST_PRODUCTS = 4 };
 struct gemm_job {
     struct worker *w;
     const struct gemm *a;
-    int count;
-    int panel_block, row_blocks;
+    int count, panel_block, row_blocks;
     unsigned char *packed[MOST_PRODUCTS];
     int first_item[MOST_PRODUCTS + 1];
 };
@@ -234,21 +234,20 @@ static void multiply_block(void *context, int item, int thread) {
     while (item >= job->first_item[i + 1]) i++;
     const struct gemm *a = &job->a[i];
     const struct packed *p = packed_of(a->w);
-    int local = item - job->first_item[i], block = local % job->row_blocks, panel = local / job->row_blocks * job->panel_block;
+    int local = item - job->first_item[i], block = local % job->row_blocks,
+        panel = local / job->row_blocks * job->panel_block;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
-    gemm_block(product, w->dev->kernels.rows.finish,
-               &(struct gemm_part){.weight = p,
-                                   .panel = panel,
-                                   .panels = least(job->panel_block, p->panels - panel),
-                                   .in = job->packed[i] + gemm_input_bytes(product, first, p->k),
-                                   .rows = least(most, w->pass.T - first),
-                                   .row = (size_t)first},
-               &(struct finish){.kind = (int)a->epilogue,
-                                .bf16 = is_bf16(w),
-                                .out = a->out,
-                                .stride = (size_t)p->n,
-                                .gate = a->gate},
-               w->scratch[thread].sums);
+    gemm_block(
+        product, w->dev->kernels.rows.finish,
+        &(struct gemm_part){.weight = p,
+                            .panel = panel,
+                            .panels = least(job->panel_block, p->panels - panel),
+                            .in = job->packed[i] + gemm_input_bytes(product, first, p->k),
+                            .rows = least(most, w->pass.T - first),
+                            .row = (size_t)first},
+        &(struct finish){
+            .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate},
+        w->scratch[thread].sums);
 }
 
 /* Panels an item takes: as many as gemm_block likes, fewer where the threads would not all have some. */
