@@ -18,10 +18,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from rwkv6_torch import RWKV6, Shape
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from rwkv6_torch import RWKV6, Shape
 
 FACTOR = 1.5
 

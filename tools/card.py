@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from rwkvsts import RWKV6, baselines, datasets, evaluate
 
 TASKS = (

@@ -23,9 +23,9 @@ LICENCES = {
     "cia_factbook_text.txt.xz": "public domain",
     "sgd_utterances.txt.xz": "CC BY-SA 4.0",
     "taskmaster_utterances.txt.xz": "CC BY 4.0",
-    "turkcorpus_lines.txt.xz": "CC BY-SA 3.0 (Wikipedia)",
+    "turkcorpus_lines.txt.xz": "CC BY-SA (Wikipedia)",
     "ud_english_ewt_sentences.txt.xz": "CC BY-SA 4.0",
-    "wikisplit_sentences.txt.xz": "CC BY-SA 4.0 (Wikipedia)",
+    "wikisplit_sentences.txt.xz": "CC BY-SA (Wikipedia)",
 }
 # Small files of present-day sentences are read several times for each reading of the novels.
 REPEATS = {

@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-
 from corpus import load
 
 ORDER = 3

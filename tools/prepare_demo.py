@@ -20,7 +20,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-
 from corpus import REPEATS, load
 from learn_vocabulary import greedy
 from sentence_pairs import triples

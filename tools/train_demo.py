@@ -24,12 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from prepare_demo import TRIPLE_TOKENS, load_prepared
+from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-
-from prepare_demo import TRIPLE_TOKENS, load_prepared
-from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
 
 TEMPERATURE = 0.1
 WINDOW = 256  # tokens of a language modelling sequence

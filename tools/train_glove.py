@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import sparse
-
 from corpus import REPEATS, load
+from scipy import sparse
 
 WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 WORDS, DIMENSIONS, WINDOW = 10_000, 50, 10
