@@ -388,78 +388,98 @@ static struct block random_block(struct bench *b, enum dtype dtype) {
         double best = 1e9;                                                                                             \
         for (int i = 0; i < 3; i++) {                                                                                  \
             double began = now();                                                                                      \
-            must(call, &b.e);                                                                                          \
+            must(call, &b->e);                                                                                         \
             if (now() - began < best) best = now() - began;                                                            \
         }                                                                                                              \
         printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);              \
     } while (0)
 
+/* Buffers of a pass; in type and out type share them, as float32 is the larger. */
+struct stage {
+    struct block w;
+    float *x, *decay, *wide, *pooled, *buffer[6];
+};
+
+enum { ROW_BYTES = T * C * sizeof(float), WIDE_BYTES = T * F * sizeof(float) };
+
+static struct stage stage_open(struct bench *b, enum dtype dtype) {
+    struct stage s = {.w = random_block(b, dtype)};
+    s.x = zeroed(ROW_BYTES);
+    s.decay = zeroed(ROW_BYTES);
+    s.pooled = zeroed(ROW_BYTES);
+    s.wide = zeroed(WIDE_BYTES);
+    for (int i = 0; i < 6; i++) s.buffer[i] = zeroed(ROW_BYTES);
+    return s;
+}
+
+static void stage_close(struct bench *b, struct stage *s) {
+    for (int i = 0; i < 6; i++) memory_free(NULL, s->buffer[i], ROW_BYTES);
+    memory_free(NULL, s->x, ROW_BYTES);
+    memory_free(NULL, s->decay, ROW_BYTES);
+    memory_free(NULL, s->pooled, ROW_BYTES);
+    memory_free(NULL, s->wide, WIDE_BYTES);
+    struct weight *all = &s->w.vector;
+    for (size_t i = 0; i < sizeof s->w / sizeof *all; i++) b->be->unpack(b->dev, all + i);
+}
+
+static void time_time_mix(struct bench *b, const struct stage *s) {
+    const struct weight *v = &s->w.vector, *square = &s->w.square;
+    struct norm ln = {v, v};
+    struct time_shift shift = {.x = s->x, .ln1 = ln, .maa_x = v, .maa = {v, v, v, v, v}};
+    shift.w1 = &s->w.maa_w1;
+    shift.w2 = &s->w.maa_w2;
+    for (int i = 0; i < 5; i++) shift.mixed[i] = s->buffer[i];
+    TIME_VERB("time_shift", 4.0 * C * 5 * R, b->be->time_shift(b->w, &shift, &b->e));
+    const struct gemm four[] = {{square, s->buffer[1], STORE, s->x, NULL},
+                                {square, s->buffer[2], STORE, s->x, NULL},
+                                {square, s->buffer[3], STORE, s->x, NULL},
+                                {square, s->buffer[4], SILU, s->x, NULL}};
+    TIME_VERB("r k v g", 8.0 * C * C, b->be->gemm(b->w, four, 4, &b->e));
+    struct decay decay = {s->buffer[0], v, &s->w.decay_w1, &s->w.decay_w2, s->decay};
+    TIME_VERB("decay", 4.0 * C * D, b->be->decay(b->w, &decay, &b->e));
+    struct wkv wkv = {0, s->x, s->x, s->x, s->x, s->decay, &s->w.heads, ln, s->buffer[5]};
+    TIME_VERB("wkv", 6.0 * C * N, b->be->wkv(b->w, &wkv, &b->e));
+    struct gemm output = {square, s->buffer[5], ADD, s->x, NULL};
+    TIME_VERB("output", 2.0 * C * C, b->be->gemm(b->w, &output, 1, &b->e));
+}
+
+static void time_channel_mix(struct bench *b, const struct stage *s) {
+    const struct weight *v = &s->w.vector;
+    struct channel_shift shift = {0, s->x, {v, v}, v, v, s->buffer[0], s->buffer[1]};
+    TIME_VERB("channel_shift", 0, b->be->channel_shift(b->w, &shift, &b->e));
+    const struct gemm two[] = {{&s->w.wide, s->buffer[0], RELU2, s->wide, NULL},
+                               {&s->w.square, s->buffer[1], SIGMOID, s->buffer[2], NULL}};
+    TIME_VERB("ffn key, r", 2.0 * C * (C + F), b->be->gemm(b->w, two, 2, &b->e));
+    struct gemm value = {&s->w.narrow, s->wide, GATE_ADD, s->x, s->buffer[2]};
+    TIME_VERB("ffn value", 2.0 * C * F, b->be->gemm(b->w, &value, 1, &b->e));
+}
+
 static void time_verbs(const char *isa, enum dtype dtype, int threads) {
-    struct bench b = {.be = cpu_backend(), .dtype = dtype};
+    struct bench bench = {.be = cpu_backend(), .dtype = dtype}, *b = &bench;
     struct dims dims = {.L = 1, .C = C, .H = H, .N = N, .F = F, .R = R, .D = D, .V = VOCABULARY};
     struct device_options options = {.dtype = dtype, .threads = threads, .isa = isa};
-    must(b.be->open(&dims, &options, &b.meter, &b.dev, &b.e), &b.e);
-    must(b.be->worker_open(b.dev, T, T, 1, &b.w, &b.e), &b.e);
-    struct block w = random_block(&b, dtype == BF16 ? BF16 : F32);
-    struct norm ln = {&w.vector, &w.vector};
+    must(b->be->open(&dims, &options, &b->meter, &b->dev, &b->e), &b->e);
+    must(b->be->worker_open(b->dev, T, T, 1, &b->w, &b->e), &b->e);
+    struct stage s = stage_open(b, dtype);
     static int32_t ids[T], start[T + 1], zeros[T], total[T], none[T], layers[1];
     for (int i = 0; i < T / LENGTH; i++) start[i] = i * LENGTH, total[i] = LENGTH;
     for (int i = 0; i < T; i++) ids[i] = random_int(0, VOCABULARY - 1), none[i] = -1;
     start[T / LENGTH] = T;
-    size_t bytes = sizeof(float) * T * C;
-    float *x = zeroed(bytes), *decay = zeroed(bytes), *wide = zeroed(sizeof(float) * T * F), *pooled = zeroed(bytes);
-    float *buffer[6];
-    for (int i = 0; i < 6; i++) buffer[i] = zeroed(bytes);
-    struct pass pass = {.T = T,
-                        .S = T / LENGTH,
-                        .ids = ids,
-                        .start = start,
-                        .before = zeros,
-                        .total = total,
-                        .from = none,
-                        .to = none,
-                        .columns = 1,
-                        .layers = layers,
-                        .pooled = pooled};
+    struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total};
+    pass.from = pass.to = none;
+    pass.columns = 1;
+    pass.layers = layers;
+    pass.pooled = s.pooled;
     bool replay;
-    const struct weight *v = &w.vector;
-    must(b.be->begin(b.w, &pass, &replay, &b.e), &b.e);
-    printf("%s\n", b.be->describe(b.dev));
-    TIME_VERB("embed", 0, b.be->embed(b.w, &(struct embed){&w.table, ln, x}, &b.e));
-    TIME_VERB("time_shift", 4.0 * C * 5 * R,
-              b.be->time_shift(b.w,
-                               &(struct time_shift){0,
-                                                    x,
-                                                    ln,
-                                                    v,
-                                                    {v, v, v, v, v},
-                                                    &w.maa_w1,
-                                                    &w.maa_w2,
-                                                    {buffer[0], buffer[1], buffer[2], buffer[3], buffer[4]}},
-                               &b.e));
-    const struct gemm four[] = {{&w.square, buffer[1], STORE, x, NULL},
-                                {&w.square, buffer[2], STORE, x, NULL},
-                                {&w.square, buffer[3], STORE, x, NULL},
-                                {&w.square, buffer[4], SILU, x, NULL}};
-    TIME_VERB("r k v g", 8.0 * C * C, b.be->gemm(b.w, four, 4, &b.e));
-    TIME_VERB("decay", 4.0 * C * D,
-              b.be->decay(b.w, &(struct decay){buffer[0], v, &w.decay_w1, &w.decay_w2, decay}, &b.e));
-    TIME_VERB("wkv", 6.0 * C * N, b.be->wkv(b.w, &(struct wkv){0, x, x, x, x, decay, &w.heads, ln, buffer[5]}, &b.e));
-    TIME_VERB("output", 2.0 * C * C, b.be->gemm(b.w, &(struct gemm){&w.square, buffer[5], ADD, x, NULL}, 1, &b.e));
-    TIME_VERB("channel_shift", 0,
-              b.be->channel_shift(b.w, &(struct channel_shift){0, x, ln, v, v, buffer[0], buffer[1]}, &b.e));
-    const struct gemm two[] = {{&w.wide, buffer[0], RELU2, wide, NULL},
-                               {&w.square, buffer[1], SIGMOID, buffer[2], NULL}};
-    TIME_VERB("ffn key, r", 2.0 * C * (C + F), b.be->gemm(b.w, two, 2, &b.e));
-    TIME_VERB("ffn value", 2.0 * C * F,
-              b.be->gemm(b.w, &(struct gemm){&w.narrow, wide, GATE_ADD, x, buffer[2]}, 1, &b.e));
-    TIME_VERB("pool", 0, b.be->pool(b.w, &(struct pool){x, NULL, 0}, &b.e));
-    for (int i = 0; i < 6; i++) memory_free(NULL, buffer[i], bytes);
-    memory_free(NULL, x, bytes), memory_free(NULL, decay, bytes), memory_free(NULL, pooled, bytes);
-    memory_free(NULL, wide, sizeof(float) * T * F);
-    struct weight *all = &w.vector;
-    for (size_t i = 0; i < sizeof w / sizeof *all; i++) b.be->unpack(b.dev, all + i);
-    bench_close(&b);
+    must(b->be->begin(b->w, &pass, &replay, &b->e), &b->e);
+    printf("%s\n", b->be->describe(b->dev));
+    struct norm ln = {&s.w.vector, &s.w.vector};
+    TIME_VERB("embed", 0, b->be->embed(b->w, &(struct embed){&s.w.table, ln, s.x}, &b->e));
+    time_time_mix(b, &s);
+    time_channel_mix(b, &s);
+    TIME_VERB("pool", 0, b->be->pool(b->w, &(struct pool){s.x, NULL, 0}, &b->e));
+    stage_close(b, &s);
+    bench_close(b);
 }
 
 int main(int argc, char **argv) {
