@@ -1,0 +1,151 @@
+"""How fast RWKV-6 runs on this GPU: Finch-1B6's shape, random weights made in memory, 12 blocks.
+
+    python bench/cuda.py [--check] [--sweep] [--dtype bfloat16] [--repeats 5]
+
+Prints tokens per second end to end (ids in, NumPy rows of layers 1, 3, ..., 11 out), one pair's
+latency, peak device memory, the same within 1.6 GB, and the share of the rate at which the block's
+products alone would run at `--ceiling` tokens per second. --check compares every layer with the
+float64 reference and the bits over random batchings; --sweep tries other numbers of tokens a pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import checkpoint
+import numpy as np
+
+from rwkvsts import RWKV6, _core
+from rwkvsts.device import CUDA_LIBRARY, query_cuda
+
+BLOCKS = 12
+LAYERS = [*range(1, BLOCKS, 2)]
+SIZE = dataclasses.replace(checkpoint.FINCH_1B6, L=BLOCKS)
+
+
+def sentences(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Random ids with the lengths of MRPC's sentences in World tokens: N(27, 8) in 6..70."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+    return [rng.integers(1, SIZE.V, n).astype(np.int32) for n in lengths]
+
+
+def make_model(tensors: dict[str, np.ndarray], dtype: str, budget: int = 0) -> RWKV6:
+    core = _core.Model(
+        [(name, a.shape) for name, a in tensors.items()],
+        dtype=dtype,
+        cuda=True,
+        library=str(CUDA_LIBRARY),
+        budget=budget,
+    )
+    for name, a in tensors.items():
+        if core.wants(name):
+            core.put(name, a, "bfloat16")
+    core.seal()
+    return RWKV6(core, None, "random", None, dtype, BLOCKS)
+
+
+def seconds(m: RWKV6, ids: list[np.ndarray], repeats: int, rows: int | None = None) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        m.encode_ids(ids, LAYERS, batch_tokens=rows, show_progress=False)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def pair_seconds(m: RWKV6, ids: list[np.ndarray], pairs: int = 200) -> tuple[float, float]:
+    """Median and 90th percentile of a call for two sentences, each pair another one."""
+    for _warm_up in range(2):
+        times = []
+        for i in range(pairs):
+            start = time.perf_counter()
+            m.encode_ids(ids[2 * i : 2 * i + 2], LAYERS)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times), statistics.quantiles(times, n=10)[-1]
+
+
+def check_reference(m: RWKV6, tensors: dict[str, np.ndarray], ids: list[np.ndarray]) -> None:
+    """Cosine of every layer with float64, the lowest over the sentences."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import reference
+
+    weights = {
+        name: (a.astype(np.uint32) << 16).view(np.float32)
+        for name, a in tensors.items()
+        if name not in ("emb.weight", "head.weight")
+    }
+    table = (tensors["emb.weight"].astype(np.uint32) << 16).view(np.float32)
+    rows = np.concatenate(ids)
+    weights["emb.weight"] = table[rows]
+    found = m.encode_ids(ids, [*range(BLOCKS), "final"])
+    at, lowest = 0, np.ones(BLOCKS + 1)
+    for s, sequence in enumerate(ids):
+        hidden, _ = reference.forward(weights, list(range(at, at + len(sequence))))
+        at += len(sequence)
+        right = hidden.mean(1)
+        norms = np.linalg.norm(right, axis=-1) * np.linalg.norm(found[s], axis=-1)
+        lowest = np.minimum(lowest, (right * found[s]).sum(-1) / norms)
+    print("lowest cosine to float64 by layer:", " ".join(f"{c:.6f}" for c in lowest))
+
+
+def check_bits(m: RWKV6, ids: list[np.ndarray], repeats: int) -> None:
+    """Embeddings over random batchings and repeats, compared as bytes."""
+    rng = np.random.default_rng(0)
+    right = m.encode_ids(ids, LAYERS)
+    different = 0
+    for batch_tokens in (60, 128, 300, 777, 1500, 3000, 5000, 12000, None):
+        order = rng.permutation(len(ids))
+        found = m.encode_ids([ids[i] for i in order], LAYERS, batch_tokens=batch_tokens)
+        different += found.tobytes() != right[order].tobytes()
+    for i in range(0, len(ids), 97):
+        different += m.encode_ids([ids[i]], LAYERS)[0].tobytes() != right[i].tobytes()
+    few = ids[:300]
+    for _ in range(repeats):
+        different += m.encode_ids(few, LAYERS).tobytes() != right[:300].tobytes()
+    print(f"bits: {different} of {9 + len(range(0, len(ids), 97)) + repeats} runs differ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--sentences", type=int, default=2816)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ceiling", type=float, default=565_000, help="of the products alone")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
+    args = parser.parse_args()
+    tensors = dict(checkpoint.tensors(SIZE))
+    ids = sentences(args.sentences)
+    tokens = sum(map(len, ids))
+    print(f"{query_cuda().name}, {args.dtype}, {BLOCKS} blocks; {len(ids)} texts, {tokens} tokens")
+    start = time.perf_counter()
+    m = make_model(tensors, args.dtype)
+    print(f"opened in {time.perf_counter() - start:.2f} s")
+    rate = tokens / seconds(m, ids, args.repeats)
+    print(f"{rate:,.0f} tokens/s, {100 * rate / args.ceiling:.0f} % of the products alone")
+    print("memory:", {name: f"{size / 1e9:.3f} GB" for name, size in m.memory().items()})
+    median, slow = pair_seconds(m, ids)
+    print(f"a pair: {1e3 * median:.3f} ms, 90 % within {1e3 * slow:.3f} ms")
+    if args.check:
+        check_bits(m, ids, 100)
+        check_reference(m, tensors, ids[:3])
+    if args.sweep:
+        for batch_tokens in (2112, 4224, 8448, 12672, 16896, 33792):
+            rate = tokens / seconds(m, ids, 3, batch_tokens)
+            print(f"{batch_tokens:6d} tokens a pass: {rate:,.0f} tokens/s")
+    del m
+    small = make_model(tensors, args.dtype, 1_600_000_000)
+    rate = tokens / seconds(small, ids, args.repeats)
+    peak = small.memory()["peak"] / 1e9
+    print(f"within 1.6 GB: {rate:,.0f} tokens/s, peak {peak:.3f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+/* Products of few rows, Ampere and newer: weights stream once through many small blocks.
+ *
+ * A block owns 64 rows and 16 or 64 outputs and walks all of k in one chain of tensor-core products, ascending, as the
+ * pinned algorithm of lt.cu does; products_open compares the two on the device at hand before this is used. With few
+ * rows the time is that of reading the weights and, from the second-level cache, the rows once per block: so as many
+ * blocks as there are processors, and a deep pipeline of asynchronous copies. Epilogues are fused. */
+#include "cuda.h"
+#include "mma.cuh"
+
+enum { ROWS = 64, LEAST_STEP = 64 };
+
+/* One way to cut the work: outputs a block, groups of four warps that share them, k a stage, stages. */
+template <int OUTPUTS_, int SIDES_, int STEP_, int STAGES_> struct cut {
+    static constexpr int OUTPUTS = OUTPUTS_, STEP = STEP_, STAGES = STAGES_;
+    static constexpr int THREADS = 128 * SIDES_, MINE = OUTPUTS / SIDES_; /* outputs a warp */
+    static constexpr int CHUNKS = STEP / 8;                               /* of 16 bytes, in a row of a stage */
+    static constexpr int STAGE = (ROWS + OUTPUTS) * STEP;                 /* elements */
+};
+
+struct few_args {
+    struct product p[MOST_FEW];
+    int first[MOST_FEW + 1]; /* block that a product begins at */
+    int count;
+    const int *T;
+    float scale_up;
+};
+
+[[maybe_unused]] static __device__ __forceinline__ void copy16(void *to, const void *from, bool there) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
+    int bytes = there ? 16 : 0; /* the rest is filled with zeros */
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes));
+#endif
+}
+[[maybe_unused]] static __device__ __forceinline__ void copies_commit(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;");
+#endif
+}
+template <int LEFT> __device__ __forceinline__ void copies_wait(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));
+#endif
+}
+
+/* Chunks of a row lie permuted by the row, so that eight rows of one chunk meet different banks. */
+template <typename Cut> __device__ __forceinline__ int place(int row, int chunk) {
+    return (row * Cut::CHUNKS + (chunk ^ (row & 7))) * 8;
+}
+
+/* Four 8x8 matrices: rows r .. r+15 by chunks c, c+1 of a tile. Order: (r, c), (r+8, c), (r, c+1), (r+8, c+1). */
+template <typename Cut, typename E> __device__ __forceinline__ void load_fragment(uint32_t f[4], const E *tile, int row, int chunk) {
+    int lane = threadIdx.x & 31;
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(tile + place<Cut>(row + (lane & 15), chunk + (lane >> 4)));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(f[0]), "=r"(f[1]), "=r"(f[2]), "=r"(f[3])
+                 : "r"(address));
+}
+
+/* What a thread copies of every stage: the same chunk of every RUN-th row. Its addresses are worked out once: a block has
+ * one warp a scheduler, and arithmetic between two stages is time that nothing hides. */
+template <typename Cut> struct loader {
+    static constexpr int RUN = Cut::THREADS / Cut::CHUNKS, INS = ROWS / RUN, WEIGHTS = Cut::OUTPUTS / RUN;
+    static_assert(RUN % 8 == 0 && INS * RUN == ROWS && WEIGHTS * RUN == Cut::OUTPUTS, "whole runs, one permutation");
+    const char *in, *w;
+    size_t stride; /* bytes of RUN rows */
+    unsigned there;
+    int to;
+
+    template <typename E> __device__ __forceinline__ void open(const struct product &p, int row, int output, int T) {
+        int r = threadIdx.x / Cut::CHUNKS, c = threadIdx.x % Cut::CHUNKS;
+        to = place<Cut>(r, c);
+        stride = (size_t)RUN * p.k * sizeof(E);
+        in = (const char *)p.in + ((size_t)(row + r) * p.k + c * 8) * sizeof(E);
+        w = (const char *)p.w + ((size_t)(output + r) * p.k + c * 8) * sizeof(E);
+        there = 0;
+        for (int i = 0; i < INS; i++) there |= (unsigned)(row + r + i * RUN < T) << i;
+        for (int i = 0; i < WEIGHTS; i++) there |= (unsigned)(output + r + i * RUN < p.n) << (INS + i);
+    }
+
+    template <typename E> __device__ __forceinline__ void next(E *stage) {
+#pragma unroll
+        for (int i = 0; i < INS; i++) copy16(stage + to + i * RUN * Cut::STEP, in + i * stride, there >> i & 1);
+        stage += ROWS * Cut::STEP;
+#pragma unroll
+        for (int i = 0; i < WEIGHTS; i++) copy16(stage + to + i * RUN * Cut::STEP, w + i * stride, there >> (INS + i) & 1);
+        in += Cut::STEP * sizeof(E);
+        w += Cut::STEP * sizeof(E);
+    }
+};
+
+/* The fragments of 16 k for one warp: its 16 rows, its outputs. */
+template <typename Cut> struct fragments {
+    uint32_t a[4], b[Cut::MINE / 16][4];
+    template <typename E> __device__ __forceinline__ void load(const E *tile, int row, int side, int k) {
+        load_fragment<Cut>(a, tile, row, 2 * k);
+#pragma unroll
+        for (int n = 0; n < Cut::MINE / 16; n++) load_fragment<Cut>(b[n], tile + ROWS * Cut::STEP, side + n * 16, 2 * k);
+    }
+    template <typename E> __device__ __forceinline__ void multiply(float sum[][4]) const {
+#pragma unroll
+        for (int n = 0; n < Cut::MINE / 16; n++) {
+            uint32_t low[2] = {b[n][0], b[n][2]}, high[2] = {b[n][1], b[n][3]};
+            mma16816<E>(sum[2 * n], a, low);
+            mma16816<E>(sum[2 * n + 1], a, high);
+        }
+    }
+};
+
+/* One stage; the next fragments are under way while these are multiplied. */
+template <typename Cut, typename E>
+static __device__ __forceinline__ void multiply_stage(float sum[][4], const E *tile, int row, int side) {
+    fragments<Cut> f[2];
+    f[0].load(tile, row, side, 0);
+#pragma unroll
+    for (int k = 0; k < Cut::STEP / 16; k++) {
+        if (k + 1 < Cut::STEP / 16) f[(k + 1) & 1].load(tile, row, side, k + 1);
+        f[k & 1].template multiply<E>(sum);
+    }
+}
+
+/* Two neighbouring outputs of one row. */
+template <typename In, typename Out>
+static __device__ __forceinline__ void finish(const struct product &p, size_t row, int output, float a, float b,
+                                              float scale_up) {
+    size_t index = row * (size_t)p.n + output;
+    float y[2] = {a, b};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (output + i >= p.n) return;
+        switch (p.kind) {
+        case RELU2: ((In *)p.out)[index + i] = from_float<In>(relu_squared<In>(y[i])); break;
+        case ADD: ((float *)p.out)[index + i] = __fadd_rn(((float *)p.out)[index + i], y[i]); break;
+        case GATE_ADD:
+            ((float *)p.out)[index + i] = gate_add<Out>(((float *)p.out)[index + i], to_float(((const Out *)p.gate)[index + i]),
+                                                        __fmul_rn(y[i], scale_up));
+            break;
+        case STORE_FLOAT: ((float *)p.out)[index + i] = y[i]; break;
+        default: ((Out *)p.out)[index + i] = from_float<Out>(y[i]); break;
+        }
+    }
+}
+
+template <typename In, typename Out, typename Cut>
+static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few_args args) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    extern __shared__ __align__(128) unsigned char shared[];
+    constexpr int STAGES = Cut::STAGES;
+    In *stages = (In *)shared;
+    int which = 0, T = *args.T, row = blockIdx.y * ROWS;
+    while (which + 1 < args.count && (int)blockIdx.x >= args.first[which + 1]) which++;
+    const struct product p = args.p[which];
+    int output = ((int)blockIdx.x - args.first[which]) * Cut::OUTPUTS, steps = p.k / Cut::STEP;
+    if (row >= T) return;
+    struct loader<Cut> loader;
+    loader.template open<In>(p, row, output, T);
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) loader.next(stages + s * Cut::STAGE);
+        copies_commit();
+    }
+    float sum[Cut::MINE / 8][4] = {};
+    int warp = threadIdx.x / 32 % 4 * 16, side = threadIdx.x / 128 * Cut::MINE, lane = threadIdx.x % 32;
+    for (int s = 0; s < steps; s++) {
+        copies_wait<STAGES - 2>();
+        __syncthreads();
+        int next = s + STAGES - 1;
+        if (next < steps) loader.next(stages + next % STAGES * Cut::STAGE);
+        copies_commit();
+        multiply_stage<Cut>(sum, stages + s % STAGES * Cut::STAGE, warp, side);
+    }
+#pragma unroll
+    for (int n = 0; n < Cut::MINE / 8; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int r = row + warp + lane / 4 + 8 * half;
+            if (r < T)
+                finish<In, Out>(p, (size_t)r, output + side + n * 8 + lane % 4 * 2, sum[n][2 * half], sum[n][2 * half + 1],
+                                args.scale_up);
+        }
+#endif
+}
+
+/* ---- launching ------------------------------------------------------------------------------------------------------ */
+
+bool few_fits(const struct device *dev, const struct product *p) {
+    return dev->major >= 8 && dev->in != F32 && p->k % LEAST_STEP == 0;
+}
+
+template <typename In, typename Out, typename Cut>
+static cudaError_t launch(cudaStream_t stream, struct few_args args, int grid_rows) {
+    constexpr int bytes = Cut::STAGES * Cut::STAGE * 2;
+    auto kernel = few_rows<In, Out, Cut>;
+    int blocks = 0;
+    for (int i = 0; i < args.count; i++) {
+        args.first[i] = blocks;
+        blocks += pieces(args.p[i].n, Cut::OUTPUTS);
+    }
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (status != cudaSuccess) return status;
+    dim3 grid((unsigned)blocks, (unsigned)pieces(grid_rows, ROWS));
+    kernel<<<grid, Cut::THREADS, bytes, stream>>>(args);
+    return cudaGetLastError();
+}
+
+/* Narrow blocks where wide ones would leave processors idle. */
+template <typename In, typename Out>
+static cudaError_t launch_widths(const struct device *dev, cudaStream_t stream, const struct few_args &args, int grid_rows) {
+    int outputs = 0;
+    bool even = true;
+    for (int i = 0; i < args.count; i++) {
+        outputs += args.p[i].n;
+        even = even && args.p[i].k % (2 * LEAST_STEP) == 0;
+    }
+    bool narrow = outputs <= 16 * 2 * dev->sms;
+    if (narrow && even) return launch<In, Out, cut<16, 1, 128, 4>>(stream, args, grid_rows);
+    if (narrow) return launch<In, Out, cut<16, 1, 64, 9>>(stream, args, grid_rows);
+    return launch<In, Out, cut<64, 2, 64, 6>>(stream, args, grid_rows);
+}
+
+cudaError_t few_run(const struct device *dev, cudaStream_t stream, const int *T, int grid_rows, const struct product *p,
+                    int count) {
+    struct few_args args = {};
+    for (int i = 0; i < count; i++) args.p[i] = p[i];
+    args.count = count;
+    args.T = T;
+    if (dev->in == BF16) {
+        args.scale_up = relu_scale<bf16>::up;
+        return launch_widths<bf16, bf16>(dev, stream, args, grid_rows);
+    }
+    args.scale_up = relu_scale<half_t>::up;
+    return launch_widths<half_t, float>(dev, stream, args, grid_rows);
+}

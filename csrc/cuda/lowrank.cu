@@ -1,0 +1,228 @@
+/* The low-rank terms: time_shift's five lerps and the decay.
+ *
+ * Down by a product that leaves its sums in float32 (product.cu); up here, where tanh is applied as the sums are read.
+ * A warp owns 16 rows and walks over columns, 16 at a time: the rows' fragments stay in registers, a column's weights
+ * come once in the order of the fragments, and what follows the product is applied to the sums as they stand. Columns are
+ * dealt so that a lane ends with four neighbours: whole sectors are read and written. */
+#include "cuda.h"
+#include "mma.cuh"
+
+enum { THREADS = 128, WARPS = THREADS / 32, LERPS = 5 };
+
+struct up_args {
+    struct meta meta;
+    const float *low; /* [T, groups * k] before tanh */
+    const void *w;    /* [groups, C, K] in type, k padded to K with zeros, ordered as pack.cu says */
+    int k, C, chunk;  /* columns a warp walks over */
+    /* lerps */
+    const float *x, *weight, *bias, *slots;
+    const float2 *stats;
+    size_t slot_stride;
+    const float *maa[LERPS];
+    void *mixed[LERPS];
+    /* decay */
+    const float *time_decay;
+    float *decay;
+};
+
+/* What the five mixes of one row and four columns need. */
+struct lerp_row {
+    float4 a, before;
+};
+
+static __device__ __forceinline__ float4 normal4(float4 x, float2 s, float4 w, float4 b) {
+    return make_float4(normalise(x.x, s.x, s.y, w.x, b.x), normalise(x.y, s.x, s.y, w.y, b.y),
+                       normalise(x.z, s.x, s.y, w.z, b.z), normalise(x.w, s.x, s.y, w.w, b.w));
+}
+
+static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args &a, int t, int prev, int c, float4 w, float4 b) {
+    /* Loads first, then what they mean: both rows are on their way before either is waited for. */
+    const float *there = prev >= 0 ? a.x + (size_t)prev * a.C : prev == NO_PAST ? a.x : a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride;
+    float4 now = *(const float4 *)(a.x + (size_t)t * a.C + c), before = *(const float4 *)(there + c);
+    float2 stats = a.stats[t], stats_before = a.stats[max(prev, 0)];
+    struct lerp_row r = {normal4(now, stats, w, b), before};
+    if (prev >= 0) r.before = normal4(before, stats_before, w, b);
+    else if (prev == NO_PAST) r.before = make_float4(0, 0, 0, 0);
+    return r;
+}
+
+template <typename In>
+static __device__ __forceinline__ void store_lerp(const struct up_args &a, const struct lerp_row &r, int j, int t, int c,
+                                                  float4 mix, float4 m) {
+    store4((In *)a.mixed[j] + (size_t)t * a.C + c,
+           make_float4(lerp(r.a.x, r.before.x, mix.x + m.x), lerp(r.a.y, r.before.y, mix.y + m.y),
+                       lerp(r.a.z, r.before.z, mix.z + m.z), lerp(r.a.w, r.before.w, mix.w + m.w)));
+}
+
+/* The exponent alone: exp(-exp()) is taken where wkv reads it, which hides it behind its own arithmetic. */
+static __device__ __forceinline__ void store_decay(const struct up_args &a, int t, int c, float4 d, float4 m) {
+    *(float4 *)(a.decay + (size_t)t * a.C + c) = make_float4(d.x + m.x, d.y + m.y, d.z + m.z, d.w + m.w);
+}
+
+/* Fragments of a row block of tanh(low), for one group: [K/16][4]. */
+template <typename In, int STEPS>
+static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const struct up_args &a, int row, int group, int stride, int T) {
+    int lane = threadIdx.x % 32;
+    float low[STEPS][4][2];
+    /* No branch around a load: eighty of them one after the other cost 200 us a pass. */
+#pragma unroll
+    for (int s = 0; s < STEPS; s++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int t = min(row + lane / 4 + 8 * (i / 2 & 1), T - 1), k = min(s * 16 + lane % 4 * 2 + 8 * (i / 4) + i % 2, a.k - 1);
+            low[s][i / 2][i % 2] = a.low[(size_t)t * stride + group * a.k + k];
+        }
+#pragma unroll
+    for (int s = 0; s < STEPS; s++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) { /* what stands past k meets weights of zero */
+            f[s][i] = pack2<In>(tanh_fast(low[s][i][0]), tanh_fast(low[s][i][1]));
+        }
+}
+
+/* Sums of 16 rows and 16 columns: out[h] is row lane/4 + 8 h, columns 4 (lane%4) .. + 3 of the 16. Column n of a fragment
+ * stands for 4 (n/2) + n%2, and in its twin for the one two further; pack.cu lays the weights out so. */
+template <typename In, int STEPS>
+static __device__ __forceinline__ void multiply16(float4 out[2], const uint32_t f[STEPS][4], const uint4 w[STEPS]) {
+    float even[4] = {}, odd[4] = {};
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+        uint32_t first[2] = {w[s].x, w[s].y}, second[2] = {w[s].z, w[s].w};
+        mma16816<In>(even, f[s], first);
+        mma16816<In>(odd, f[s], second);
+    }
+    out[0] = make_float4(even[0], even[1], odd[0], odd[1]);
+    out[1] = make_float4(even[2], even[3], odd[2], odd[3]);
+}
+
+/* What a warp reads for 16 columns, all of it asked for at once: asked for in turn, the waits added up to 200 us. */
+template <int GROUPS, int STEPS> struct columns16 {
+    uint4 w[GROUPS][STEPS];
+    float4 base[GROUPS];
+};
+
+template <typename In, int GROUPS, int STEPS>
+static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STEPS> *in, const struct up_args &a, int column, int c) {
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        const uint4 *w = (const uint4 *)((const In *)a.w + ((size_t)g * a.C + column) * STEPS * 16) + threadIdx.x % 32;
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) in->w[g][s] = __ldg(w + s * 32);
+        in->base[g] = __ldg((const float4 *)((GROUPS == 1 ? a.time_decay : a.maa[g]) + c));
+    }
+}
+
+template <typename In, int STEPS, bool DECAY>
+static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(const struct up_args a) {
+    constexpr int GROUPS = DECAY ? 1 : LERPS;
+    int T = a.meta.head[0], lane = threadIdx.x % 32, row = ((int)blockIdx.x * WARPS + (int)threadIdx.x / 32) * 16;
+    if (row >= T) return;
+    uint32_t f[GROUPS][STEPS][4];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) load_low<In, STEPS>(f[g], a, row, g, GROUPS * a.k, T);
+    int t[2] = {row + lane / 4, row + lane / 4 + 8}, prev[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) prev[h] = a.meta.prev[min(t[h], T - 1)];
+    int first = blockIdx.y * a.chunk, last = min(first + a.chunk, a.C);
+    for (int column = first; column < last; column += 16) {
+        int c = column + lane % 4 * 4;
+        struct lerp_row r[2];
+        struct columns16<GROUPS, STEPS> in;
+        load_columns<In>(&in, a, column, c);
+        if constexpr (!DECAY) {
+            float4 weight = __ldg((const float4 *)(a.weight + c)), bias = __ldg((const float4 *)(a.bias + c));
+#pragma unroll
+            for (int h = 0; h < 2; h++) r[h] = load_lerp(a, min(t[h], T - 1), prev[h], c, weight, bias);
+        }
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            float4 sum[2];
+            multiply16<In, STEPS>(sum, f[g], in.w[g]);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                if (t[h] >= T) continue;
+                if constexpr (DECAY) store_decay(a, t[h], c, in.base[g], sum[h]);
+                else store_lerp<In>(a, r[h], g, t[h], c, in.base[g], sum[h]);
+            }
+        }
+    }
+}
+
+/* The same in plain float32, a block a row: for checking. */
+template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_plain(const struct up_args a, int K) {
+    constexpr int GROUPS = DECAY ? 1 : LERPS;
+    __shared__ float z[LERPS * MOST_RANK];
+    int t = blockIdx.x;
+    if (t >= a.meta.head[0]) return;
+    for (int i = threadIdx.x; i < GROUPS * a.k; i += THREADS) z[i] = tanhf(a.low[(size_t)t * GROUPS * a.k + i]);
+    __syncthreads();
+    for (int c = 4 * threadIdx.x; c < a.C; c += 4 * THREADS) {
+        struct lerp_row r;
+        if constexpr (!DECAY)
+            r = load_lerp(a, t, a.meta.prev[t], c, *(const float4 *)(a.weight + c), *(const float4 *)(a.bias + c));
+        for (int g = 0; g < GROUPS; g++) {
+            float m[4] = {};
+            const float *w = (const float *)a.w + ((size_t)g * a.C + c) * K;
+            for (int k = 0; k < a.k; k++)
+                for (int i = 0; i < 4; i++) m[i] = __fmaf_rn(z[g * a.k + k], w[(size_t)i * K + k], m[i]);
+            float4 sum = make_float4(m[0], m[1], m[2], m[3]), base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
+            if constexpr (DECAY) store_decay(a, t, c, base, sum);
+            else store_lerp<float>(a, r, g, t, c, base, sum);
+        }
+    }
+}
+
+/* ---- verbs -------------------------------------------------------------------------------------------------------- */
+
+template <typename In, bool DECAY> static void launch_steps(const struct worker *w, const struct up_args &a, int steps) {
+    dim3 grid((unsigned)pieces(w->grid.T, 16 * WARPS), (unsigned)pieces(a.C, a.chunk));
+    if (steps == 1) up_rows<In, 1, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
+    else if (steps == 2) up_rows<In, 2, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
+    else if (steps == 4) up_rows<In, 4, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
+    else if constexpr (DECAY) up_rows<In, 8, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
+}
+
+template <bool DECAY> static enum status up(struct worker *w, struct up_args *a, const struct weight *weight, struct error *e) {
+    const struct dims *d = &w->dev->dims;
+    int K = (int)(weight->bytes / dtype_bytes(w->dev->in) / (size_t)weight->g / (size_t)weight->n); /* padded */
+    a->meta = w->meta;
+    a->low = w->low;
+    a->w = weight->data;
+    a->k = weight->k;
+    a->C = d->C;
+    /* Long walks load the rows' fragments once; few rows want many warps. */
+    a->chunk = 16;
+    while (a->chunk < 512 && pieces(w->grid.T, 16) * pieces(d->C, a->chunk) > 32 * w->dev->sms) a->chunk *= 2;
+    if (w->dev->in == F32) up_rows_plain<DECAY><<<w->grid.T, THREADS, 0, w->stream>>>(*a, K);
+    else if (w->dev->in == BF16) launch_steps<bf16, DECAY>(w, *a, K / 16);
+    else launch_steps<half_t, DECAY>(w, *a, K / 16);
+    return LAUNCHED(w, DECAY ? "the decay" : "the lerps", e);
+}
+
+enum status cuda_time_shift(struct worker *w, const struct time_shift *a, struct error *e) {
+    const struct dims *d = &w->dev->dims;
+    struct product down = {a->w1->data, w->temp, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
+    struct up_args args = {};
+    TRY(shift_first(w, a, e));
+    TRY(product_run(w, PLAN_SHIFT_DOWN, &down, 1, e));
+    args.x = a->x;
+    args.weight = vector_of(a->ln1.weight);
+    args.bias = vector_of(a->ln1.bias);
+    args.stats = w->stats;
+    args.slots = w->pass.att_x + (size_t)a->layer * (size_t)d->C;
+    args.slot_stride = (size_t)d->L * (size_t)d->C;
+    for (int j = 0; j < LERPS; j++) {
+        args.maa[j] = vector_of(a->maa[j]);
+        args.mixed[j] = a->mixed[j];
+    }
+    return up<false>(w, &args, a->w2, e);
+}
+
+enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e) {
+    struct product down = {a->w1->data, a->mixed_w, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
+    struct up_args args = {};
+    TRY(product_run(w, PLAN_DECAY_DOWN, &down, 1, e));
+    args.time_decay = vector_of(a->time_decay);
+    args.decay = a->decay;
+    return up<true>(w, &args, a->w2, e);
+}

@@ -1,0 +1,150 @@
+/* Element types, tensor-core fragments and the few functions whose bits two kernels must share.
+ *
+ * Every product here is one chain of mma.m16n8k16 in ascending k from zero: the order that makes a row's result
+ * independent of how many rows there are. Functions that appear in a fused and in a separate pass are written once,
+ * with explicit roundings, so that the compiler cannot contract them differently. */
+#ifndef RWKVSTS_CUDA_MMA_CUH
+#define RWKVSTS_CUDA_MMA_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+typedef __nv_bfloat16 bf16;
+typedef __half half_t;
+
+static __device__ __forceinline__ float to_float(float a) {
+    return a;
+}
+static __device__ __forceinline__ float to_float(bf16 a) {
+    return __bfloat162float(a);
+}
+static __device__ __forceinline__ float to_float(half_t a) {
+    return __half2float(a);
+}
+
+template <typename E> __device__ __forceinline__ E from_float(float a);
+template <> __device__ __forceinline__ float from_float<float>(float a) {
+    return a;
+}
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float a) {
+    return __float2bfloat16_rn(a);
+}
+/* Saturates: an infinity would turn a whole row into NaN one product later. */
+template <> __device__ __forceinline__ half_t from_float<half_t>(float a) {
+    return __float2half_rn(fminf(fmaxf(a, -65504.0f), 65504.0f));
+}
+
+/* Four neighbours in one access. */
+template <typename E> struct four {
+    E e[4];
+};
+template <typename E> __device__ __forceinline__ float4 load4(const E *p) {
+    if constexpr (sizeof(E) == 4) {
+        return *reinterpret_cast<const float4 *>(p);
+    } else {
+        uint2 u = *reinterpret_cast<const uint2 *>(p);
+        const four<E> *f = reinterpret_cast<const four<E> *>(&u);
+        return make_float4(to_float(f->e[0]), to_float(f->e[1]), to_float(f->e[2]), to_float(f->e[3]));
+    }
+}
+template <typename E> __device__ __forceinline__ void store4(E *p, float4 a) {
+    if constexpr (sizeof(E) == 4) {
+        *reinterpret_cast<float4 *>(p) = a;
+    } else {
+        uint2 u;
+        four<E> *f = reinterpret_cast<four<E> *>(&u);
+        f->e[0] = from_float<E>(a.x);
+        f->e[1] = from_float<E>(a.y);
+        f->e[2] = from_float<E>(a.z);
+        f->e[3] = from_float<E>(a.w);
+        *reinterpret_cast<uint2 *>(p) = u;
+    }
+}
+
+/* ---- functions of the equations ---------------------------------------------------------------------------- */
+
+/* The hardware's own, 2 units in the last place; infinities and zeros come out as they should. */
+static __device__ __forceinline__ float exp2_fast(float a) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
+    return y;
+}
+static __device__ __forceinline__ float inverse_fast(float a) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
+    return y;
+}
+
+static constexpr float LOG2_E = 1.44269504f, LOG2_LOG2_E = 0.528766373f;
+
+static __device__ __forceinline__ float sigmoid(float a) {
+    return inverse_fast(1.0f + exp2_fast(-LOG2_E * a));
+}
+static __device__ __forceinline__ float silu(float a) {
+    return a * sigmoid(a);
+}
+static __device__ __forceinline__ float tanh_fast(float a) { /* 1e-6 absolute, far inside what the product rounds to */
+    return __fmaf_rn(-2.0f, inverse_fast(1.0f + exp2_fast(2.0f * LOG2_E * a)), 1.0f);
+}
+/* exp(-exp(w)) = 2^-(2^(w log2 e + log2 log2 e)) */
+static __device__ __forceinline__ float decay_of(float w) {
+    return exp2_fast(-exp2_fast(__fmaf_rn(w, LOG2_E, LOG2_LOG2_E)));
+}
+
+/* relu^2 reaches 65504 at 255.9: in half it is kept 2^-8 times its size, right up to an input of 4095, and the product
+ * that reads it multiplies by 2^8. Rounded to E before squaring, as the separate pass finds it. */
+template <typename E> struct relu_scale {
+    static constexpr float down = 1.0f, up = 1.0f;
+};
+template <> struct relu_scale<half_t> {
+    static constexpr float down = 1.0f / 256.0f, up = 256.0f;
+};
+template <typename E> __device__ __forceinline__ float relu_squared(float a) {
+    float r = fmaxf(to_float(from_float<E>(a)), 0.0f);
+    return __fmul_rn(__fmul_rn(r, r), relu_scale<E>::down);
+}
+template <typename Out> __device__ __forceinline__ float gate_add(float x, float gate, float y) {
+    return __fmaf_rn(sigmoid(gate), to_float(from_float<Out>(y)), x);
+}
+
+static __device__ __forceinline__ float normalise(float x, float mean, float scale, float weight, float bias) {
+    return __fmaf_rn(__fmul_rn(__fsub_rn(x, mean), scale), weight, bias);
+}
+static __device__ __forceinline__ float lerp(float a, float before, float mix) {
+    return __fmaf_rn(__fsub_rn(before, a), mix, a);
+}
+
+/* ---- fragments ----------------------------------------------------------------------------------------------- */
+
+/* c += a b: a holds rows lane/4 and +8, k pairs 2 (lane%4) and +8; b column lane/4, the same k; c columns 2 (lane%4). */
+template <typename E> __device__ __forceinline__ void mma16816(float c[4], const uint32_t a[4], const uint32_t b[2]);
+
+template <> __device__ __forceinline__ void mma16816<bf16>(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+template <> __device__ __forceinline__ void mma16816<half_t>(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else /* Turing multiplies eight k at a time */
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+
+template <typename E> __device__ __forceinline__ uint32_t pack2(float low, float high) {
+    E e[2] = {from_float<E>(low), from_float<E>(high)};
+    return *reinterpret_cast<uint32_t *>(e);
+}
+
+#endif

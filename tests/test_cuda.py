@@ -1,0 +1,202 @@
+"""The CUDA backend on a real device: against the float64 reference, against itself, its refusals.
+
+Needs a GPU; run with compute-sanitizer's memcheck and racecheck, these small models walk every
+kernel at ragged sizes. Sixteen-bit products round to 2^-9: over a few blocks a row's direction
+keeps a cosine of 0.9995; float32 agrees to 1e-4 of a row's length, as on the CPU.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from makecheckpoint import bf16
+from tinymodel import error, load, random_ids, random_weights
+
+from rwkvsts import RWKV6, DeviceError
+from rwkvsts.device import query_cuda
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = [1, 2, 3, 17, 64, 65, 200, 31, 1, 128]
+SIZES: dict[str, dict[str, int]] = {
+    "heads of 64": {"C": 256, "N": 64, "F": 448, "R": 32, "D": 64},
+    "heads of 8": {"C": 64, "N": 8, "F": 224, "R": 8, "D": 64},
+    "heads of 16": {"C": 48, "N": 16, "F": 104, "R": 5, "D": 7},
+    "heads of 32, large ranks": {"C": 1056, "N": 32, "F": 64, "R": 64, "D": 128},
+    "heads of 128": {"C": 2176, "N": 128, "F": 128, "R": 20, "D": 20, "L": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> tuple[int, int]:
+    try:
+        return query_cuda().capability
+    except DeviceError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(params=["bfloat16", "float16", "float32"])
+def dtype(request: pytest.FixtureRequest, device: tuple[int, int]) -> str:
+    if request.param == "bfloat16" and device < (8, 0):
+        pytest.skip("this device has no bfloat16")
+    return request.param
+
+
+@pytest.fixture
+def bits16(device: tuple[int, int]) -> str:
+    return "bfloat16" if device >= (8, 0) else "float16"
+
+
+def rounded(**sizes: int) -> dict[str, np.ndarray]:
+    """Random weights that bfloat16 holds, and float16 nearly: the reference sees the same."""
+    return {
+        name: (bf16(a).astype(np.uint32) << 16).view(np.float32)
+        for name, a in random_weights(**sizes).items()
+    }
+
+
+def on_gpu(folder: Path, weights: dict[str, np.ndarray], **options: Any) -> RWKV6:
+    return load(folder, weights, **{"device": "cuda", **options})
+
+
+def expected(weights: dict[str, np.ndarray], ids: list[list[int]], pooling: str) -> np.ndarray:
+    """[S, L + 1, C]"""
+    hidden = [reference.forward(weights, sequence)[0] for sequence in ids]
+    return np.stack([[reference.pool(x, pooling) for x in h] for h in hidden])
+
+
+def lowest_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    dots = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    return float(dots.min())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_against_the_reference(tmp_path: Path, dtype: str, size: str) -> None:
+    weights = rounded(**SIZES[size])
+    ids = random_ids(1, LENGTHS)
+    m = on_gpu(tmp_path, weights, dtype=dtype)
+    found = m.encode_ids(ids, [*range(m.n_blocks), "final"])
+    right = expected(weights, ids, "mean")
+    if dtype == "float32":
+        assert error(found, right) < 1e-4
+    assert lowest_cosine(found, right) > 0.9995
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "weighted", "max"])
+def test_pooling(tmp_path: Path, pooling: str) -> None:
+    weights = random_weights()
+    ids = random_ids(2, LENGTHS)
+    m = on_gpu(tmp_path, weights, dtype="float32")
+    for batch_tokens in (7, 100, None):
+        found = m.encode_ids(ids, [0, "final"], pooling=pooling, batch_tokens=batch_tokens)
+        assert error(found, expected(weights, ids, pooling)[:, [0, 3]]) < 1e-4
+
+
+def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str) -> None:
+    """Whatever the pass, its neighbours and its kernel: few rows, cublasLt, a recorded pass."""
+    m = on_gpu(tmp_path, rounded(C=256, F=448, R=32, D=64), dtype=dtype)
+    rng = np.random.default_rng(0)
+    ids = random_ids(3, rng.integers(1, 90, 120).tolist())
+    layers = [0, 2, "final"]
+    right = m.encode_ids(ids, layers)
+    assert np.isfinite(right).all()
+    for batch_tokens in (1, 16, 37, 128, 250, 300, 1000, 4000):
+        order = rng.permutation(len(ids))
+        found = m.encode_ids([ids[i] for i in order], layers, batch_tokens=batch_tokens)
+        assert found.tobytes() == right[order].tobytes(), batch_tokens
+    for i in range(0, len(ids), 7):
+        assert m.encode_ids([ids[i]], layers)[0].tobytes() == right[i].tobytes()
+
+
+def test_a_hundred_repeats_are_equal(tmp_path: Path, bits16: str) -> None:
+    m = on_gpu(tmp_path, rounded(C=256, F=448), dtype=bits16)
+    many, two = random_ids(4, [20] * 50), random_ids(5, [33, 21])
+    rows, pair = m.encode_ids(many, 2).tobytes(), m.encode_ids(two, 2).tobytes()
+    for _ in range(100):
+        assert m.encode_ids(many, 2).tobytes() == rows
+        assert m.encode_ids(two, 2).tobytes() == pair
+
+
+def test_a_longer_text_than_a_pass(tmp_path: Path, dtype: str) -> None:
+    m = on_gpu(tmp_path, rounded(), dtype=dtype)
+    ids = random_ids(6, [700, 5, 400])
+    right = m.encode_ids(ids, [0, 2], pooling="weighted")
+    for batch_tokens in (3, 64, 301):
+        found = m.encode_ids(ids, [0, 2], pooling="weighted", batch_tokens=batch_tokens)
+        assert found.tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize("N", [64, 16])
+def test_a_state_continues_its_text(tmp_path: Path, dtype: str, N: int) -> None:
+    m = on_gpu(tmp_path, rounded(C=128, N=N), dtype=dtype)
+    (whole,) = random_ids(7, [90])
+    state = m.state(whole[:41])
+    rest = m.encode_ids([whole[41:]], [0, 2], pooling="last", state=state)
+    assert rest.tobytes() == m.encode_ids([whole], [0, 2], pooling="last").tobytes()
+    both, at_once = m.state(whole[41:], state), m.state(whole)
+    for a, b in zip(both, at_once, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("size", [1024.0, 4.0])
+def test_large_squares_stay_right_in_float16(tmp_path: Path, size: float) -> None:
+    """relu^2 passes 65504, the largest float16, at an input of 256. Inputs here are `size` times
+    numbers about 1, up to about 4."""
+    weights = rounded(C=128, F=256, L=1)
+    weights["blocks.0.ffn.key.weight"] *= size
+    ids = random_ids(8, [20, 3, 300])
+    found = on_gpu(tmp_path, weights, dtype="float16").encode_ids(ids, 0)
+    right = expected(weights, ids, "mean")[:, 0]
+    assert (np.abs(right).max() > 65504) == (size > 256)
+    assert np.isfinite(found).all() and lowest_cosine(found, right) > 0.9995
+
+
+def test_the_table_may_stay_on_the_host(tmp_path: Path, bits16: str) -> None:
+    weights = rounded(V=60_000, L=1)
+    ids = random_ids(9, [30, 4], V=60_000)
+    right = on_gpu(tmp_path, weights, dtype=bits16).encode_ids(ids, 0)
+    m = on_gpu(tmp_path, weights, dtype=bits16, device_memory=6 << 20)
+    assert m.memory()["peak"] < 6 << 20 < m.memory()["weights"]
+    assert m.encode_ids(ids, 0).tobytes() == right.tobytes()
+
+
+def test_too_little_memory_is_said_and_survived(tmp_path: Path) -> None:
+    m = on_gpu(tmp_path, random_weights(), device_memory=32 << 20)
+    ids = random_ids(10, [50, 60])
+    right = m.encode_ids(ids, 2, batch_tokens=64).tobytes()
+    with pytest.raises(MemoryError, match=r"\d+ bytes of device memory were asked"):
+        m.encode_ids(ids, 2, batch_tokens=1 << 20)
+    assert m.encode_ids(ids, 2, batch_tokens=64).tobytes() == right
+
+
+def _in_child(m: RWKV6, answer: Any) -> None:
+    try:
+        m.encode_ids([[1, 2]], 0)
+        answer.send("no error")
+    except DeviceError as error:
+        answer.send(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_refused(tmp_path: Path) -> None:
+    m = on_gpu(tmp_path, random_weights())
+    right = m.encode_ids([[1, 2]], 0).tobytes()
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(m, there))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert "fork" in here.recv()
+    assert m.encode_ids([[1, 2]], 0).tobytes() == right
+
+
+def test_what_the_kernels_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="head size 24"):
+        on_gpu(tmp_path, random_weights(C=96, N=24))
+    with pytest.raises(DeviceError, match="multiple of 16"):
+        on_gpu(tmp_path, random_weights(C=72, N=8))
