@@ -52,11 +52,12 @@ def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
             piece = _integers(ids)
             if piece is None:
                 raise TypeError(f"ids[{first + i}]: expected a list of integers")
-            if piece.size and (piece.min() < 0 or piece.max() >= n_vocab):
-                found = f"{piece.min()} .. {piece.max()}"
-                raise ValueError(f"ids[{first + i}] holds {found}: expected 0 .. {n_vocab - 1}")
-            pieces.append(piece[:max_length])
-        return _pack(pieces, "ids", first)
+            pieces.append(piece)
+        if not _within(np.concatenate(pieces), n_vocab):  # at once: one by one, a GPU would wait
+            i, piece = next((i, p) for i, p in enumerate(pieces) if not _within(p, n_vocab))
+            found = f"{piece.min()} .. {piece.max()}"
+            raise ValueError(f"ids[{first + i}] holds {found}: expected 0 .. {n_vocab - 1}")
+        return _pack([piece[:max_length] for piece in pieces], "ids", first)
 
     return prepare
 
@@ -119,6 +120,10 @@ def _integers(ids: Any) -> NDArray[Any] | None:
         return None
     fits = piece.ndim == 1 and (piece.dtype.kind in "iu" or not piece.size)
     return piece if fits else None
+
+
+def _within(ids: NDArray[Any], n_vocab: int) -> bool:
+    return not ids.size or (ids.min() >= 0 and ids.max() < n_vocab)
 
 
 def _pack(pieces: list[NDArray[Any]], name: str, first: int) -> Batch:
