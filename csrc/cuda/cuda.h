@@ -36,11 +36,11 @@ struct device {
 
 /* Where the numbers of the pass lie in device memory. */
 struct meta {
-    const int *head;   /* T, S, turn */
-    const int *ids;    /* [T] */
-    const int *prev;   /* [T] row before in the same sequence, or NO_PAST, or a slot: FROM_SLOT - slot */
-    const int *save;   /* [T] slot to leave this row in, or -1 */
-    const int *start;  /* [S+1] */
+    const int *head;  /* T, S, turn */
+    const int *ids;   /* [T] */
+    const int *prev;  /* [T] row before in the same sequence, or NO_PAST, or a slot: FROM_SLOT - slot */
+    const int *save;  /* [T] slot to leave this row in, or -1 */
+    const int *start; /* [S+1] */
     const int *before, *total, *from, *to; /* [S] */
 };
 enum { NO_PAST = -1, FROM_SLOT = -2, HEAD_INTS = 4 };
@@ -57,7 +57,7 @@ struct allocation {
 struct flight {
     float *pinned;
     float *target;
-    size_t bytes; /* 0: nothing is under way */
+    size_t bytes;           /* 0: nothing is under way */
     cudaEvent_t done, read; /* pooled rows have left the device; the staged numbers were read */
     int *staged;
 };
@@ -79,17 +79,19 @@ struct worker {
     cudaStream_t stream, copies;
     struct allocation *allocations;
     struct pass pass;
-    struct { int T, S; } grid; /* what launches are sized for: the pass's own numbers, or its bucket's */
+    struct {
+        int T, S;
+    } grid; /* what launches are sized for: the pass's own numbers, or its bucket's */
     struct meta meta;
-    int *numbers;   /* device, what meta points into */
-    void *temp;     /* [rows, C] in or out type: the mixed input of time_shift, the product of GATE_ADD */
-    float *low;     /* [rows, max(5R, D)] */
-    float2 *stats;  /* [rows] mean, 1 / deviation */
-    float *pooled;  /* [sequences, columns, C] */
-    float *carry;   /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
+    int *numbers;  /* device, what meta points into */
+    void *temp;    /* [rows, C] in or out type: the mixed input of time_shift, the product of GATE_ADD */
+    float *low;    /* [rows, max(5R, D)] */
+    float2 *stats; /* [rows] mean, 1 / deviation */
+    float *pooled; /* [sequences, columns, C] */
+    float *carry;  /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
     struct flight flights[FLIGHTS];
     int turn;
-    bool pool_waits;      /* the pooled rows of the pass before may still be leaving */
+    bool pool_waits; /* the pooled rows of the pass before may still be leaving */
     cudaEvent_t computed;
     struct record records[RECORDS], *record;
     bool capturing;
@@ -112,7 +114,8 @@ static inline const float *vector_of(const struct weight *w) {
 }
 
 /* worker.cu */
-enum status cuda_worker_open(struct device *dev, int rows, int sequences, int columns, struct worker **out, struct error *e);
+enum status cuda_worker_open(struct device *dev, int rows, int sequences, int columns, struct worker **out,
+                             struct error *e);
 void cuda_worker_close(struct worker *w);
 size_t cuda_worker_row_bytes(const struct device *dev, int columns);
 enum status cuda_alloc(struct worker *w, size_t bytes, void **out, struct error *e);
@@ -143,7 +146,8 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
 /* few.cu */
 enum { FEW_ROWS = 256, MOST_FEW = 4 };
 bool few_fits(const struct device *dev, const struct product *p);
-cudaError_t few_run(const struct device *dev, cudaStream_t stream, const int *T, int grid_rows, const struct product *p, int count);
+cudaError_t few_run(const struct device *dev, cudaStream_t stream, const int *T, int grid_rows, const struct product *p,
+                    int count);
 
 /* rows.cu */
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e);

@@ -3,6 +3,7 @@
  * Built by nvcc as a shared object with the runtime linked in: it loads on a machine without driver or GPU, where opening
  * and rwkvsts_cuda_query say what is missing. Nothing is kept outside struct device. */
 #include "cuda.h"
+#include "plan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,9 +16,11 @@
 
 enum status device_usable(const struct device *dev, struct error *e) {
     if (dev->pid != (long)getpid())
-        return fail(e, DEVICE_FAILED, "this model was loaded before a fork, and CUDA does not survive one: load the model in "
-                                      "the child, or start it with multiprocessing's \"spawn\"");
-    return dev->dead ? fail(e, DEVICE_FAILED, "%s; the CUDA device cannot be used again in this process", dev->why) : OK;
+        return fail(e, DEVICE_FAILED,
+                    "this model was loaded before a fork, and CUDA does not survive one: load the model in "
+                    "the child, or start it with multiprocessing's \"spawn\"");
+    return dev->dead ? fail(e, DEVICE_FAILED, "%s; the CUDA device cannot be used again in this process", dev->why)
+                     : OK;
 }
 
 enum status cuda_status(struct device *dev, cudaError_t status, const char *doing, struct error *e) {
@@ -26,11 +29,14 @@ enum status cuda_status(struct device *dev, cudaError_t status, const char *doin
     if (status == cudaErrorMemoryAllocation) {
         size_t available = 0, total = 0;
         cudaMemGetInfo(&available, &total);
-        return fail(e, NO_MEMORY, "no device memory for %s: %zu bytes are free; fewer batch_tokens need less", doing, available);
+        return fail(e, NO_MEMORY, "no device memory for %s: %zu bytes are free; fewer batch_tokens need less", doing,
+                    available);
     }
     if (status == cudaErrorNoKernelImageForDevice)
-        return fail(e, DEVICE_FAILED, "%s: this build holds no code for compute capability %d.%d: install again with "
-                                      "RWKVSTS_CUDA_ARCHS=%d%d", dev->name, dev->major, dev->minor, dev->major, dev->minor);
+        return fail(e, DEVICE_FAILED,
+                    "%s: this build holds no code for compute capability %d.%d: install again with "
+                    "RWKVSTS_CUDA_ARCHS=%d%d",
+                    dev->name, dev->major, dev->minor, dev->major, dev->minor);
     snprintf(dev->why, sizeof dev->why, "%s failed: %s", doing, cudaGetErrorString(status));
     dev->dead = true;
     return fail(e, DEVICE_FAILED, "%s", dev->why);
@@ -41,15 +47,18 @@ enum status device_alloc(struct device *dev, size_t bytes, void **out, struct er
     *out = NULL;
     TRY(device_usable(dev, e));
     if (dev->budget < held || bytes > dev->budget - held)
-        return fail(e, NO_MEMORY, "%zu bytes of device memory were asked, and %zu of the %zu to stay within are free: fewer "
-                                  "batch_tokens or blocks need less", bytes, dev->budget > held ? dev->budget - held : 0,
-                    dev->budget);
+        return fail(e, NO_MEMORY,
+                    "%zu bytes of device memory were asked, and %zu of the %zu to stay within are free: fewer "
+                    "batch_tokens or blocks need less",
+                    bytes, dev->budget > held ? dev->budget - held : 0, dev->budget);
     cudaError_t status = cudaMalloc(out, bytes ? bytes : 1);
     if (status == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         cudaMemGetInfo(&available, &total);
-        return fail(e, NO_MEMORY, "%zu bytes of device memory were asked, %zu of %zu are free: fewer batch_tokens or blocks "
-                                  "need less", bytes, available, total);
+        return fail(e, NO_MEMORY,
+                    "%zu bytes of device memory were asked, %zu of %zu are free: fewer batch_tokens or blocks "
+                    "need less",
+                    bytes, available, total);
     }
     TRY(cuda_status(dev, status, "taking memory", e));
     meter_add(dev->meter, bytes);
@@ -83,23 +92,27 @@ static enum status find_device(struct cudaDeviceProp *p, size_t *available, size
     cudaGetLastError();
     if (status != cudaSuccess) return fail(e, DEVICE_FAILED, "no CUDA device can be used: %s", what_is_missing(status));
     if (p->major * 10 + p->minor < 75)
-        return fail(e, DEVICE_FAILED, "%s has compute capability %d.%d: 7.5 or newer is needed", p->name, p->major, p->minor);
+        return fail(e, DEVICE_FAILED, "%s has compute capability %d.%d: 7.5 or newer is needed", p->name, p->major,
+                    p->minor);
     return OK;
 }
 
 /* What the kernels cannot do is refused here, in one place. */
-static enum status check_model(const struct dims *d, const struct cudaDeviceProp *p, enum dtype dtype, struct error *e) {
+static enum status check_model(const struct dims *d, const struct cudaDeviceProp *p, enum dtype dtype,
+                               struct error *e) {
     if (dtype == BF16 && p->major < 8)
-        return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16", p->name,
-                    p->major, p->minor);
+        return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16",
+                    p->name, p->major, p->minor);
     if (d->C % 16 || d->C > 8192 || d->F % 8)
-        return fail(e, DEVICE_FAILED, "a model %d wide with feed-forwards of %d: on CUDA the width must be a multiple of 16 up "
-                                      "to 8192, the other of 8; use device='cpu'", d->C, d->F);
+        return fail(e, DEVICE_FAILED,
+                    "a model %d wide with feed-forwards of %d: on CUDA the width must be a multiple of 16 up "
+                    "to 8192, the other of 8; use device='cpu'",
+                    d->C, d->F);
     if (!wkv_fits(d->N))
         return fail(e, DEVICE_FAILED, "head size %d: on CUDA 8, 16, 32, 64 or 128 is expected; use device='cpu'", d->N);
     if (d->R > MOST_SHIFT_RANK || d->D > MOST_RANK)
-        return fail(e, DEVICE_FAILED, "low ranks %d and %d: on CUDA at most %d and %d are expected; use device='cpu'", d->R, d->D,
-                    MOST_SHIFT_RANK, MOST_RANK);
+        return fail(e, DEVICE_FAILED, "low ranks %d and %d: on CUDA at most %d and %d are expected; use device='cpu'",
+                    d->R, d->D, MOST_SHIFT_RANK, MOST_RANK);
     return OK;
 }
 
@@ -139,14 +152,10 @@ static const char *device_describe(const struct device *dev) {
     return dev->name;
 }
 
-/* Rows that fill every processor with whole tiles several times over; more gained nothing, see bench/SPEED.md. */
 static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fixed) {
-    enum { PER_SM = 64, LEAST = 64, STEP = 128, COLUMNS = 8 };
-    size_t slack = 4u << 20, used = dev->meter->now + bytes_fixed + slack;
-    size_t fit = dev->budget > used ? (dev->budget - used) / (bytes_per_row + cuda_worker_row_bytes(dev, COLUMNS)) : 0;
-    size_t best = (size_t)PER_SM * (size_t)dev->sms, rows = fit < best ? fit : best;
-    if (rows > STEP) rows = rows / STEP * STEP;
-    return rows < LEAST ? LEAST : (int)rows;
+    enum { COLUMNS = 8, SLACK = 4 << 20 }; /* pooled layers to leave room for; what allocations lose to alignment */
+    size_t row = bytes_per_row + cuda_worker_row_bytes(dev, COLUMNS);
+    return plan_rows(dev->budget, dev->meter->now + bytes_fixed + SLACK, row, dev->sms);
 }
 
 static size_t device_in_bytes(const struct device *dev) {
@@ -175,9 +184,10 @@ EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size
 
 EXPORT const struct backend *rwkvsts_cuda_backend(int abi) {
     static const struct backend backend = {
-        device_open, device_close, device_describe, cuda_pack, cuda_unpack, cuda_worker_open, cuda_worker_close, device_rows,
-        device_in_bytes, device_out_bytes, cuda_alloc, cuda_upload, cuda_download, cuda_begin, cuda_end, cuda_finish,
-        cuda_embed, cuda_time_shift, cuda_gemm, cuda_decay, cuda_wkv, cuda_channel_shift, cuda_pool,
+        device_open,       device_close, device_describe, cuda_pack,          cuda_unpack, cuda_worker_open,
+        cuda_worker_close, device_rows,  device_in_bytes, device_out_bytes,   cuda_alloc,  cuda_upload,
+        cuda_download,     cuda_begin,   cuda_end,        cuda_finish,        cuda_embed,  cuda_time_shift,
+        cuda_gemm,         cuda_decay,   cuda_wkv,        cuda_channel_shift, cuda_pool,
     };
     return abi == CUDA_BACKEND_ABI ? &backend : NULL;
 }

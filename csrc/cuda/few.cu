@@ -9,12 +9,14 @@
 
 enum { ROWS = 64, LEAST_STEP = 64 };
 
-/* One way to cut the work: outputs a block, groups of four warps that share them, k a stage, stages. */
+/* One way to cut the work: outputs a block, groups of four warps that share them, k a stage, stages. Four more warps do
+ * nothing but copy: a multiplying warp has its scheduler to itself, and nothing would hide the copies' arithmetic. */
 template <int OUTPUTS_, int SIDES_, int STEP_, int STAGES_> struct cut {
     static constexpr int OUTPUTS = OUTPUTS_, STEP = STEP_, STAGES = STAGES_;
-    static constexpr int THREADS = 128 * SIDES_, MINE = OUTPUTS / SIDES_; /* outputs a warp */
-    static constexpr int CHUNKS = STEP / 8;                               /* of 16 bytes, in a row of a stage */
-    static constexpr int STAGE = (ROWS + OUTPUTS) * STEP;                 /* elements */
+    static constexpr int MULTIPLIERS = 128 * SIDES_, COPIERS = 128, THREADS = MULTIPLIERS + COPIERS;
+    static constexpr int MINE = OUTPUTS / SIDES_;         /* outputs a warp */
+    static constexpr int CHUNKS = STEP / 8;               /* of 16 bytes, in a row of a stage */
+    static constexpr int STAGE = (ROWS + OUTPUTS) * STEP; /* elements */
 };
 
 struct few_args {
@@ -49,7 +51,8 @@ template <typename Cut> __device__ __forceinline__ int place(int row, int chunk)
 }
 
 /* Four 8x8 matrices: rows r .. r+15 by chunks c, c+1 of a tile. Order: (r, c), (r+8, c), (r, c+1), (r+8, c+1). */
-template <typename Cut, typename E> __device__ __forceinline__ void load_fragment(uint32_t f[4], const E *tile, int row, int chunk) {
+template <typename Cut, typename E>
+__device__ __forceinline__ void load_fragment(uint32_t f[4], const E *tile, int row, int chunk) {
     int lane = threadIdx.x & 31;
     uint32_t address = (uint32_t)__cvta_generic_to_shared(tile + place<Cut>(row + (lane & 15), chunk + (lane >> 4)));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -57,10 +60,9 @@ template <typename Cut, typename E> __device__ __forceinline__ void load_fragmen
                  : "r"(address));
 }
 
-/* What a thread copies of every stage: the same chunk of every RUN-th row. Its addresses are worked out once: a block has
- * one warp a scheduler, and arithmetic between two stages is time that nothing hides. */
+/* What a thread copies of every stage: the same chunk of every RUN-th row. */
 template <typename Cut> struct loader {
-    static constexpr int RUN = Cut::THREADS / Cut::CHUNKS, INS = ROWS / RUN, WEIGHTS = Cut::OUTPUTS / RUN;
+    static constexpr int RUN = Cut::COPIERS / Cut::CHUNKS, INS = ROWS / RUN, WEIGHTS = Cut::OUTPUTS / RUN;
     static_assert(RUN % 8 == 0 && INS * RUN == ROWS && WEIGHTS * RUN == Cut::OUTPUTS, "whole runs, one permutation");
     const char *in, *w;
     size_t stride; /* bytes of RUN rows */
@@ -68,7 +70,7 @@ template <typename Cut> struct loader {
     int to;
 
     template <typename E> __device__ __forceinline__ void open(const struct product &p, int row, int output, int T) {
-        int r = threadIdx.x / Cut::CHUNKS, c = threadIdx.x % Cut::CHUNKS;
+        int thread = (int)threadIdx.x - Cut::MULTIPLIERS, r = thread / Cut::CHUNKS, c = thread % Cut::CHUNKS;
         to = place<Cut>(r, c);
         stride = (size_t)RUN * p.k * sizeof(E);
         in = (const char *)p.in + ((size_t)(row + r) * p.k + c * 8) * sizeof(E);
@@ -83,7 +85,8 @@ template <typename Cut> struct loader {
         for (int i = 0; i < INS; i++) copy16(stage + to + i * RUN * Cut::STEP, in + i * stride, there >> i & 1);
         stage += ROWS * Cut::STEP;
 #pragma unroll
-        for (int i = 0; i < WEIGHTS; i++) copy16(stage + to + i * RUN * Cut::STEP, w + i * stride, there >> (INS + i) & 1);
+        for (int i = 0; i < WEIGHTS; i++)
+            copy16(stage + to + i * RUN * Cut::STEP, w + i * stride, there >> (INS + i) & 1);
         in += Cut::STEP * sizeof(E);
         w += Cut::STEP * sizeof(E);
     }
@@ -95,7 +98,8 @@ template <typename Cut> struct fragments {
     template <typename E> __device__ __forceinline__ void load(const E *tile, int row, int side, int k) {
         load_fragment<Cut>(a, tile, row, 2 * k);
 #pragma unroll
-        for (int n = 0; n < Cut::MINE / 16; n++) load_fragment<Cut>(b[n], tile + ROWS * Cut::STEP, side + n * 16, 2 * k);
+        for (int n = 0; n < Cut::MINE / 16; n++)
+            load_fragment<Cut>(b[n], tile + ROWS * Cut::STEP, side + n * 16, 2 * k);
     }
     template <typename E> __device__ __forceinline__ void multiply(float sum[][4]) const {
 #pragma unroll
@@ -132,12 +136,33 @@ static __device__ __forceinline__ void finish(const struct product &p, size_t ro
         case RELU2: ((In *)p.out)[index + i] = from_float<In>(relu_squared<In>(y[i])); break;
         case ADD: ((float *)p.out)[index + i] = __fadd_rn(((float *)p.out)[index + i], y[i]); break;
         case GATE_ADD:
-            ((float *)p.out)[index + i] = gate_add<Out>(((float *)p.out)[index + i], to_float(((const Out *)p.gate)[index + i]),
-                                                        __fmul_rn(y[i], scale_up));
+            ((float *)p.out)[index + i] = gate_add<Out>(
+                ((float *)p.out)[index + i], to_float(((const Out *)p.gate)[index + i]), __fmul_rn(y[i], scale_up));
             break;
         case STORE_FLOAT: ((float *)p.out)[index + i] = y[i]; break;
         default: ((Out *)p.out)[index + i] = from_float<Out>(y[i]); break;
         }
+    }
+}
+
+/* The copiers' way through the stages; the barriers pair with the multipliers'. A stage is filled again once the barrier
+ * after its use is passed. */
+template <typename Cut, typename E>
+static __device__ __forceinline__ void copy_stages(E *stages, const struct product &p, int row, int output, int T,
+                                                   int steps) {
+    struct loader<Cut> loader;
+    loader.template open<E>(p, row, output, T);
+#pragma unroll
+    for (int s = 0; s < Cut::STAGES - 1; s++) {
+        if (s < steps) loader.next(stages + s * Cut::STAGE);
+        copies_commit();
+    }
+    for (int s = 0; s < steps; s++) {
+        copies_wait<Cut::STAGES - 2>();
+        __syncthreads();
+        int next = s + Cut::STAGES - 1;
+        if (next < steps) loader.next(stages + next % Cut::STAGES * Cut::STAGE);
+        copies_commit();
     }
 }
 
@@ -152,21 +177,14 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
     const struct product p = args.p[which];
     int output = ((int)blockIdx.x - args.first[which]) * Cut::OUTPUTS, steps = p.k / Cut::STEP;
     if (row >= T) return;
-    struct loader<Cut> loader;
-    loader.template open<In>(p, row, output, T);
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
-        if (s < steps) loader.next(stages + s * Cut::STAGE);
-        copies_commit();
+    if ((int)threadIdx.x >= Cut::MULTIPLIERS) {
+        copy_stages<Cut>(stages, p, row, output, T, steps);
+        return;
     }
     float sum[Cut::MINE / 8][4] = {};
     int warp = threadIdx.x / 32 % 4 * 16, side = threadIdx.x / 128 * Cut::MINE, lane = threadIdx.x % 32;
     for (int s = 0; s < steps; s++) {
-        copies_wait<STAGES - 2>();
         __syncthreads();
-        int next = s + STAGES - 1;
-        if (next < steps) loader.next(stages + next % STAGES * Cut::STAGE);
-        copies_commit();
         multiply_stage<Cut>(sum, stages + s % STAGES * Cut::STAGE, warp, side);
     }
 #pragma unroll
@@ -175,8 +193,8 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
         for (int half = 0; half < 2; half++) {
             int r = row + warp + lane / 4 + 8 * half;
             if (r < T)
-                finish<In, Out>(p, (size_t)r, output + side + n * 8 + lane % 4 * 2, sum[n][2 * half], sum[n][2 * half + 1],
-                                args.scale_up);
+                finish<In, Out>(p, (size_t)r, output + side + n * 8 + lane % 4 * 2, sum[n][2 * half],
+                                sum[n][2 * half + 1], args.scale_up);
         }
 #endif
 }
@@ -205,7 +223,8 @@ static cudaError_t launch(cudaStream_t stream, struct few_args args, int grid_ro
 
 /* Narrow blocks where wide ones would leave processors idle. */
 template <typename In, typename Out>
-static cudaError_t launch_widths(const struct device *dev, cudaStream_t stream, const struct few_args &args, int grid_rows) {
+static cudaError_t launch_widths(const struct device *dev, cudaStream_t stream, const struct few_args &args,
+                                 int grid_rows) {
     int outputs = 0;
     bool even = true;
     for (int i = 0; i < args.count; i++) {

@@ -35,9 +35,12 @@ static __device__ __forceinline__ float4 normal4(float4 x, float2 s, float4 w, f
                        normalise(x.z, s.x, s.y, w.z, b.z), normalise(x.w, s.x, s.y, w.w, b.w));
 }
 
-static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args &a, int t, int prev, int c, float4 w, float4 b) {
+static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args &a, int t, int prev, int c, float4 w,
+                                                            float4 b) {
     /* Loads first, then what they mean: both rows are on their way before either is waited for. */
-    const float *there = prev >= 0 ? a.x + (size_t)prev * a.C : prev == NO_PAST ? a.x : a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride;
+    const float *there = prev >= 0         ? a.x + (size_t)prev * a.C
+                         : prev == NO_PAST ? a.x
+                                           : a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride;
     float4 now = *(const float4 *)(a.x + (size_t)t * a.C + c), before = *(const float4 *)(there + c);
     float2 stats = a.stats[t], stats_before = a.stats[max(prev, 0)];
     struct lerp_row r = {normal4(now, stats, w, b), before};
@@ -47,8 +50,8 @@ static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args
 }
 
 template <typename In>
-static __device__ __forceinline__ void store_lerp(const struct up_args &a, const struct lerp_row &r, int j, int t, int c,
-                                                  float4 mix, float4 m) {
+static __device__ __forceinline__ void store_lerp(const struct up_args &a, const struct lerp_row &r, int j, int t,
+                                                  int c, float4 mix, float4 m) {
     store4((In *)a.mixed[j] + (size_t)t * a.C + c,
            make_float4(lerp(r.a.x, r.before.x, mix.x + m.x), lerp(r.a.y, r.before.y, mix.y + m.y),
                        lerp(r.a.z, r.before.z, mix.z + m.z), lerp(r.a.w, r.before.w, mix.w + m.w)));
@@ -61,7 +64,8 @@ static __device__ __forceinline__ void store_decay(const struct up_args &a, int 
 
 /* Fragments of a row block of tanh(low), for one group: [K/16][4]. */
 template <typename In, int STEPS>
-static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const struct up_args &a, int row, int group, int stride, int T) {
+static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const struct up_args &a, int row, int group,
+                                                int stride, int T) {
     int lane = threadIdx.x % 32;
     float low[STEPS][4][2];
     /* No branch around a load: eighty of them one after the other cost 200 us a pass. */
@@ -69,7 +73,8 @@ static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const stru
     for (int s = 0; s < STEPS; s++)
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            int t = min(row + lane / 4 + 8 * (i / 2 & 1), T - 1), k = min(s * 16 + lane % 4 * 2 + 8 * (i / 4) + i % 2, a.k - 1);
+            int t = min(row + lane / 4 + 8 * (i / 2 & 1), T - 1),
+                k = min(s * 16 + lane % 4 * 2 + 8 * (i / 4) + i % 2, a.k - 1);
             low[s][i / 2][i % 2] = a.low[(size_t)t * stride + group * a.k + k];
         }
 #pragma unroll
@@ -101,8 +106,13 @@ template <int GROUPS, int STEPS> struct columns16 {
     float4 base[GROUPS];
 };
 
+static __device__ __forceinline__ void prefetch(const float *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 template <typename In, int GROUPS, int STEPS>
-static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STEPS> *in, const struct up_args &a, int column, int c) {
+static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STEPS> *in, const struct up_args &a,
+                                                    int column, int c) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
         const uint4 *w = (const uint4 *)((const In *)a.w + ((size_t)g * a.C + column) * STEPS * 16) + threadIdx.x % 32;
@@ -130,6 +140,8 @@ static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(con
         struct columns16<GROUPS, STEPS> in;
         load_columns<In>(&in, a, column, c);
         if constexpr (!DECAY) {
+            if (column + 32 < last) /* a line further: memory answers while this one is worked on */
+                for (int h = 0; h < 2; h++) prefetch(a.x + (size_t)min(t[h], T - 1) * a.C + c + 32);
             float4 weight = __ldg((const float4 *)(a.weight + c)), bias = __ldg((const float4 *)(a.bias + c));
 #pragma unroll
             for (int h = 0; h < 2; h++) r[h] = load_lerp(a, min(t[h], T - 1), prev[h], c, weight, bias);
@@ -165,7 +177,8 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
             const float *w = (const float *)a.w + ((size_t)g * a.C + c) * K;
             for (int k = 0; k < a.k; k++)
                 for (int i = 0; i < 4; i++) m[i] = __fmaf_rn(z[g * a.k + k], w[(size_t)i * K + k], m[i]);
-            float4 sum = make_float4(m[0], m[1], m[2], m[3]), base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
+            float4 sum = make_float4(m[0], m[1], m[2], m[3]),
+                   base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
             if constexpr (DECAY) store_decay(a, t, c, base, sum);
             else store_lerp<float>(a, r, g, t, c, base, sum);
         }
@@ -174,7 +187,8 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
 
 /* ---- verbs -------------------------------------------------------------------------------------------------------- */
 
-template <typename In, bool DECAY> static void launch_steps(const struct worker *w, const struct up_args &a, int steps) {
+template <typename In, bool DECAY>
+static void launch_steps(const struct worker *w, const struct up_args &a, int steps) {
     dim3 grid((unsigned)pieces(w->grid.T, 16 * WARPS), (unsigned)pieces(a.C, a.chunk));
     if (steps == 1) up_rows<In, 1, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
     else if (steps == 2) up_rows<In, 2, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
@@ -182,7 +196,8 @@ template <typename In, bool DECAY> static void launch_steps(const struct worker 
     else if constexpr (DECAY) up_rows<In, 8, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
 }
 
-template <bool DECAY> static enum status up(struct worker *w, struct up_args *a, const struct weight *weight, struct error *e) {
+template <bool DECAY>
+static enum status up(struct worker *w, struct up_args *a, const struct weight *weight, struct error *e) {
     const struct dims *d = &w->dev->dims;
     int K = (int)(weight->bytes / dtype_bytes(w->dev->in) / (size_t)weight->g / (size_t)weight->n); /* padded */
     a->meta = w->meta;
@@ -193,7 +208,7 @@ template <bool DECAY> static enum status up(struct worker *w, struct up_args *a,
     /* Long walks load the rows' fragments once; few rows want many warps. */
     a->chunk = 16;
     while (a->chunk < 512 && pieces(w->grid.T, 16) * pieces(d->C, a->chunk) > 32 * w->dev->sms) a->chunk *= 2;
-    if (w->dev->in == F32) up_rows_plain<DECAY><<<w->grid.T, THREADS, 0, w->stream>>>(*a, K);
+    if (w->dev->in == F32) up_rows_plain<DECAY><<<(unsigned)w->grid.T, THREADS, 0, w->stream>>>(*a, K);
     else if (w->dev->in == BF16) launch_steps<bf16, DECAY>(w, *a, K / 16);
     else launch_steps<half_t, DECAY>(w, *a, K / 16);
     return LAUNCHED(w, DECAY ? "the decay" : "the lerps", e);

@@ -17,8 +17,9 @@ struct heuristic_result {
 };
 
 static void *find_library(void) {
-    /* Where the loader looks; then what PyTorch or the nvidia-cublas wheels have already brought into the process. */
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11", "libcublasLt.so"};
+    /* By name: where the loader looks, or what PyTorch has already brought into the process from its wheels. */
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11",
+                                        "libcublasLt.so"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
         if (library) return library;
@@ -46,8 +47,9 @@ enum status lt_open(struct lt *lt, struct error *e) {
     };
     lt->library = find_library();
     if (!lt->library)
-        return fail(e, DEVICE_FAILED, "libcublasLt.so (version 11, 12 or 13) was not found: install the CUDA toolkit, or "
-                                      "the wheel nvidia-cublas and put its lib folder into LD_LIBRARY_PATH");
+        return fail(e, DEVICE_FAILED,
+                    "libcublasLt.so (version 11, 12 or 13) was not found: install the CUDA toolkit, or "
+                    "the wheel nvidia-cublas and put its lib folder into LD_LIBRARY_PATH");
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].slot = dlsym(lt->library, wanted[i].name);
         if (!*wanted[i].slot)
@@ -105,8 +107,10 @@ enum status lt_candidates(const struct lt *lt, const struct plan *plan, int rows
     if (preference) lt->preference_destroy(preference);
     matmul_close(lt, &m);
     if (status || !found)
-        return fail(e, DEVICE_FAILED, "cublasLt has no algorithm for a product of %d outputs from %d inputs in %s "
-                                      "(status %d)", plan->n, plan->k, dtype_name(plan->in), status);
+        return fail(e, DEVICE_FAILED,
+                    "cublasLt has no algorithm for a product of %d outputs from %d inputs in %s "
+                    "(status %d)",
+                    plan->n, plan->k, dtype_name(plan->in), status);
     for (int i = 0; i < found; i++) out[i] = results[i].algorithm;
     *count = found;
     return OK;
@@ -120,7 +124,8 @@ enum status lt_run(const struct lt *lt, const struct plan *plan, const struct lt
         status = lt->matmul(lt->handle, m.desc, &plan->alpha, w, m.w, in, m.in, &plan->beta, out, m.out, out, m.out,
                             algorithm, NULL, 0, stream);
     matmul_close(lt, &m);
-    return status ? fail(e, DEVICE_FAILED, "cublasLt failed with status %d in a product of %d rows, %d outputs, %d inputs",
-                         status, rows, plan->n, plan->k)
-                  : OK;
+    return status
+               ? fail(e, DEVICE_FAILED, "cublasLt failed with status %d in a product of %d rows, %d outputs, %d inputs",
+                      status, rows, plan->n, plan->k)
+               : OK;
 }

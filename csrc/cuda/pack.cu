@@ -31,7 +31,8 @@ static __device__ __forceinline__ void origin(const struct turn &t, size_t i, si
 }
 
 template <typename From, typename To>
-static __global__ void __launch_bounds__(THREADS) turn_array(const From *from, To *to, const struct turn t, int *overflow) {
+static __global__ void __launch_bounds__(THREADS)
+    turn_array(const From *from, To *to, const struct turn t, int *overflow) {
     size_t count = (size_t)t.g * t.n * t.K;
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += (size_t)gridDim.x * THREADS) {
         size_t g, n, k;
@@ -43,14 +44,16 @@ static __global__ void __launch_bounds__(THREADS) turn_array(const From *from, T
     }
 }
 
-template <typename From> static void turn_from(const void *from, enum dtype to, void *out, const struct turn &t, int *overflow) {
+template <typename From>
+static void turn_from(const void *from, enum dtype to, void *out, const struct turn &t, int *overflow) {
     if (to == F32) turn_array<<<1024, THREADS>>>((const From *)from, (float *)out, t, overflow);
     else if (to == F16) turn_array<<<1024, THREADS>>>((const From *)from, (half_t *)out, t, overflow);
     else turn_array<<<1024, THREADS>>>((const From *)from, (bf16 *)out, t, overflow);
 }
 
 /* Uploads the array into room of its own, turns it into `out`. */
-static enum status turn_weight(struct device *dev, const struct array *a, const struct turn *t, void *out, struct error *e) {
+static enum status turn_weight(struct device *dev, const struct array *a, const struct turn *t, void *out,
+                               struct error *e) {
     size_t bytes = array_count(a) * dtype_bytes(a->dtype), align = 256, flag = (bytes + align - 1) / align * align;
     void *room = NULL;
     int overflow = 0;
@@ -68,8 +71,9 @@ static enum status turn_weight(struct device *dev, const struct array *a, const 
     device_free(dev, room, flag + sizeof(int));
     TRY(cuda_status(dev, status, "loading a weight", e));
     if (overflow && dev->in == F16)
-        return fail(e, BAD_INPUT, "a weight is beyond 65504, the largest float16: use dtype='float32', or 'bfloat16' where the "
-                                  "device has it");
+        return fail(e, BAD_INPUT,
+                    "a weight is beyond 65504, the largest float16: use dtype='float32', or 'bfloat16' where the "
+                    "device has it");
     return OK;
 }
 
@@ -92,7 +96,8 @@ static enum status pack_table(struct device *dev, const struct array *a, struct 
     *out = weight{NULL, bytes, TABLE, 1, (int)a->shape[1], (int)a->shape[0]};
     if (!dev->table_on_host) {
         TRY(device_alloc(dev, bytes, &out->data, e));
-        return cuda_status(dev, cudaMemcpy(out->data, a->data, bytes, cudaMemcpyHostToDevice), "loading the embeddings", e);
+        return cuda_status(dev, cudaMemcpy(out->data, a->data, bytes, cudaMemcpyHostToDevice), "loading the embeddings",
+                           e);
     }
     cudaError_t status = cudaHostAlloc(&out->data, bytes, cudaHostAllocMapped);
     if (status == cudaErrorMemoryAllocation) {
@@ -125,7 +130,8 @@ static int padded(int k) {
     return K;
 }
 
-static enum status pack_matrix(struct device *dev, enum role role, const struct array *a, struct weight *out, struct error *e) {
+static enum status pack_matrix(struct device *dev, enum role role, const struct array *a, struct weight *out,
+                               struct error *e) {
     struct turn t = {1, (int)a->shape[0], (int)a->shape[1], (int)a->shape[1], false, false};
     if (role == LORA_DOWN) t = turn{1, (int)a->shape[1], (int)a->shape[0], (int)a->shape[0], true, false};
     if (role == LORA_UP) {
@@ -143,8 +149,9 @@ static enum status pack_matrix(struct device *dev, enum role role, const struct 
 
 enum status cuda_pack(struct device *dev, enum role role, const struct array *a, struct weight *out, struct error *e) {
     TRY(device_usable(dev, e));
-    enum status status = role == TABLE ? pack_table(dev, a, out, e) : role == VECTOR ? pack_vector(dev, a, out, e)
-                                                                                     : pack_matrix(dev, role, a, out, e);
+    enum status status = role == TABLE    ? pack_table(dev, a, out, e)
+                         : role == VECTOR ? pack_vector(dev, a, out, e)
+                                          : pack_matrix(dev, role, a, out, e);
     if (status != OK && out->data) cuda_unpack(dev, out);
     return status;
 }

@@ -14,11 +14,13 @@ template <typename E> static __global__ void __launch_bounds__(THREADS) square_r
     size_t i = 4 * ((size_t)blockIdx.x * THREADS + threadIdx.x);
     if (i >= (size_t)*T * n) return;
     float4 a = load4(out + i);
-    store4(out + i, make_float4(relu_squared<E>(a.x), relu_squared<E>(a.y), relu_squared<E>(a.z), relu_squared<E>(a.w)));
+    store4(out + i,
+           make_float4(relu_squared<E>(a.x), relu_squared<E>(a.y), relu_squared<E>(a.z), relu_squared<E>(a.w)));
 }
 
 template <typename Out>
-static __global__ void __launch_bounds__(THREADS) add_gated(const int *T, int n, float *x, const Out *gate, const Out *y) {
+static __global__ void __launch_bounds__(THREADS)
+    add_gated(const int *T, int n, float *x, const Out *gate, const Out *y) {
     size_t i = 4 * ((size_t)blockIdx.x * THREADS + threadIdx.x);
     if (i >= (size_t)*T * n) return;
     float4 a = load4(x + i), g = load4(gate + i), b = load4(y + i);
@@ -37,13 +39,9 @@ static void launch_square(const struct device *dev, cudaStream_t stream, const i
     else square_relu<<<blocks, THREADS, 0, stream>>>(T, n, (float *)out);
 }
 
-static void launch_gate(const struct worker *w, const struct product *p) {
-    unsigned blocks = blocks_of(w->grid.T, p->n);
-    float *x = (float *)p->out;
-    if (w->dev->out == BF16)
-        add_gated<<<blocks, THREADS, 0, w->stream>>>(w->meta.head, p->n, x, (const bf16 *)p->gate, (const bf16 *)w->temp);
-    else
-        add_gated<<<blocks, THREADS, 0, w->stream>>>(w->meta.head, p->n, x, (const float *)p->gate, (const float *)w->temp);
+template <typename Out> static void launch_gate(const struct worker *w, const struct product *p) {
+    add_gated<Out><<<blocks_of(w->grid.T, p->n), THREADS, 0, w->stream>>>(w->meta.head, p->n, (float *)p->out,
+                                                                          (const Out *)p->gate, (const Out *)w->temp);
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
@@ -60,14 +58,15 @@ static enum status run_one(struct worker *w, enum plan_kind kind, const struct p
     void *out = p->kind == GATE_ADD ? w->temp : p->out;
     TRY(lt_run(&dev->lt, plan, algorithm_for(plan, w->grid.T), w->grid.T, p->w, p->in, out, w->stream, e));
     if (p->kind == RELU2) launch_square(dev, w->stream, w->meta.head, w->grid.T, p->n, p->out);
-    if (p->kind == GATE_ADD) launch_gate(w, p);
+    if (p->kind == GATE_ADD) dev->out == BF16 ? launch_gate<bf16>(w, p) : launch_gate<float>(w, p);
     return LAUNCHED(w, "a product", e);
 }
 
 enum status product_run(struct worker *w, enum plan_kind kind, const struct product *p, int count, struct error *e) {
     const struct device *dev = w->dev;
     if (w->grid.T <= FEW_ROWS && dev->few[kind] && count <= MOST_FEW)
-        return cuda_status(w->dev, few_run(dev, w->stream, w->meta.head, w->grid.T, p, count), "a product of few rows", e);
+        return cuda_status(w->dev, few_run(dev, w->stream, w->meta.head, w->grid.T, p, count), "a product of few rows",
+                           e);
     for (int i = 0; i < count; i++) TRY(run_one(w, kind, &p[i], e));
     return OK;
 }
@@ -90,7 +89,8 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
         few = few && w->dev->few[kind_of(&a[i])];
     }
     if (few) /* whatever their shapes, in one launch */
-        return cuda_status(w->dev, few_run(w->dev, w->stream, w->meta.head, w->grid.T, p, count), "products of few rows", e);
+        return cuda_status(w->dev, few_run(w->dev, w->stream, w->meta.head, w->grid.T, p, count),
+                           "products of few rows", e);
     for (int i = 0; i < count; i++) TRY(run_one(w, kind_of(&a[i]), &p[i], e));
     return OK;
 }
@@ -149,14 +149,14 @@ static size_t result_bytes(const struct plan *plan, int rows) {
 }
 
 /* One product into fresh room: what beta adds to is the same each time. */
-static enum status try_once(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a, int rows, void *out,
-                            struct error *e) {
+static enum status try_once(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a, int rows,
+                            void *out, struct error *e) {
     CUDA_TRY(t->dev, cudaMemsetAsync(out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
     return lt_run(&t->dev->lt, plan, a, rows, t->w, t->in, out, t->stream, e);
 }
 
-static enum status time_algorithm(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a, int rows,
-                                  float *best, struct error *e) {
+static enum status time_algorithm(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a,
+                                  int rows, float *best, struct error *e) {
     *best = 1e30f;
     for (int i = 0; i < TIMES; i++) {
         float ms = 0;
@@ -171,8 +171,8 @@ static enum status time_algorithm(const struct trial *t, const struct plan *plan
 }
 
 /* The fastest algorithm for so many rows among those that give the expected bits; `anchor` always does. */
-static enum status choose_for(const struct trial *t, const struct plan *plan, const struct lt_algorithm *anchor, int rows,
-                              struct lt_algorithm *chosen, struct error *e) {
+static enum status choose_for(const struct trial *t, const struct plan *plan, const struct lt_algorithm *anchor,
+                              int rows, struct lt_algorithm *chosen, struct error *e) {
     struct lt_algorithm candidates[CANDIDATES + 1] = {*anchor};
     int count = 0;
     float best = 1e30f;
@@ -188,8 +188,10 @@ static enum status choose_for(const struct trial *t, const struct plan *plan, co
         if (ms < best) *chosen = candidates[i], best = ms;
     }
     return best < 1e30f ? OK
-                        : fail(e, DEVICE_FAILED, "cublasLt's product of %d outputs from %d inputs changes with the number of "
-                                                 "rows on this device: use device='cpu'", plan->n, plan->k);
+                        : fail(e, DEVICE_FAILED,
+                               "cublasLt's product of %d outputs from %d inputs changes with the number of "
+                               "rows on this device: use device='cpu'",
+                               plan->n, plan->k);
 }
 
 /* Whether the kernel for few rows gives the expected bits too. */
@@ -197,10 +199,19 @@ static enum status check_few(const struct trial *t, enum plan_kind kind, struct 
     struct device *dev = t->dev;
     const struct plan *plan = &dev->plans[kind];
     int rows = t->rows < FEW_ROWS - 3 ? t->rows : FEW_ROWS - 3;
-    struct product p = {t->w, t->in, t->out, NULL, plan->n, plan->k,
-                        kind == PLAN_KEY ? (int)RELU2 : plan->beta != 0 ? (int)ADD : plan->out == F32 ? (int)STORE_FLOAT : (int)STORE};
+    struct product p = {t->w,
+                        t->in,
+                        t->out,
+                        NULL,
+                        plan->n,
+                        plan->k,
+                        kind == PLAN_KEY   ? (int)RELU2
+                        : plan->beta != 0  ? (int)ADD
+                        : plan->out == F32 ? (int)STORE_FLOAT
+                                           : (int)STORE};
     if (!few_fits(dev, &p)) return OK;
-    CUDA_TRY(dev, cudaMemcpyAsync(t->numbers, &rows, sizeof rows, cudaMemcpyHostToDevice, t->stream), "comparing products", e);
+    CUDA_TRY(dev, cudaMemcpyAsync(t->numbers, &rows, sizeof rows, cudaMemcpyHostToDevice, t->stream),
+             "comparing products", e);
     CUDA_TRY(dev, cudaMemsetAsync(t->out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
     if (kind == PLAN_KEY) launch_square(dev, t->stream, t->numbers, rows, plan->n, t->expected);
     CUDA_TRY(dev, few_run(dev, t->stream, t->numbers, rows, &p, 1), "comparing products", e);
@@ -235,7 +246,8 @@ static enum status trial_open(struct trial *t, struct error *e) {
     while (t->rows > 1024 && (size_t)t->rows * widest * 12 > dev->budget / 4) t->rows /= 2;
     t->w_bytes = widest * (size_t)d->C * in;
     t->in_bytes = (size_t)t->rows * widest * in;
-    t->out_bytes = (size_t)t->rows * (in * widest > 4 * (size_t)d->C ? in * widest : 4 * (size_t)(5 * d->R > d->C ? 5 * d->R : d->C));
+    t->out_bytes = (size_t)t->rows *
+                   (in * widest > 4 * (size_t)d->C ? in * widest : 4 * (size_t)(5 * d->R > d->C ? 5 * d->R : d->C));
     TRY(device_alloc(dev, t->w_bytes, &t->w, e));
     TRY(device_alloc(dev, t->in_bytes, &t->in, e));
     TRY(device_alloc(dev, t->out_bytes, &t->out, e));
@@ -266,12 +278,12 @@ enum status products_open(struct device *dev, struct error *e) {
         enum dtype out;
         float alpha, beta;
     } kinds[PLANS] = {
-        {d->C, d->C, dev->out, 1, 0}, /* PLAN_HEADS */
-        {d->C, d->C, F32, 1, 1},      /* PLAN_OUTPUT */
-        {d->F, d->C, dev->in, 1, 0},  /* PLAN_KEY */
+        {d->C, d->C, dev->out, 1, 0},  /* PLAN_HEADS */
+        {d->C, d->C, F32, 1, 1},       /* PLAN_OUTPUT */
+        {d->F, d->C, dev->in, 1, 0},   /* PLAN_KEY */
         {d->C, d->F, dev->out, up, 0}, /* PLAN_VALUE */
-        {5 * d->R, d->C, F32, 1, 0},  /* PLAN_SHIFT_DOWN */
-        {d->D, d->C, F32, 1, 0},      /* PLAN_DECAY_DOWN */
+        {5 * d->R, d->C, F32, 1, 0},   /* PLAN_SHIFT_DOWN */
+        {d->D, d->C, F32, 1, 0},       /* PLAN_DECAY_DOWN */
     };
     struct trial t = {};
     t.dev = dev;

@@ -61,11 +61,13 @@ static __device__ __forceinline__ float4 normalise4(float4 x, float2 stats, floa
                        normalise(x.z, stats.x, stats.y, w.z, b.z), normalise(x.w, stats.x, stats.y, w.w, b.w));
 }
 
-template <int Q> __device__ __forceinline__ void normalise_row(row<Q> &r, float2 stats, const float *w, const float *b, int C) {
+template <int Q>
+__device__ __forceinline__ void normalise_row(row<Q> &r, float2 stats, const float *w, const float *b, int C) {
 #pragma unroll
     for (int q = 0; q < Q; q++)
         if (column_of(q) < C)
-            r.a[q] = normalise4(r.a[q], stats, *(const float4 *)(w + column_of(q)), *(const float4 *)(b + column_of(q)));
+            r.a[q] =
+                normalise4(r.a[q], stats, *(const float4 *)(w + column_of(q)), *(const float4 *)(b + column_of(q)));
 }
 
 /* ---- embedding ------------------------------------------------------------------------------------------------ */
@@ -112,7 +114,8 @@ struct shift_args {
 };
 
 /* The normalised row before `t`; its own sequence's, a state's, or zeros. */
-template <int Q> __device__ __forceinline__ void row_before(row<Q> &r, const struct shift_args &a, int prev, float (*room)[WARPS]) {
+template <int Q>
+__device__ __forceinline__ void row_before(row<Q> &r, const struct shift_args &a, int prev, float (*room)[WARPS]) {
     if (prev >= 0) {
         load_row(r, a.x + (size_t)prev * a.C, a.C);
         normalise_row(r, row_stats(r, a.C, room), a.weight, a.bias, a.C);
@@ -128,12 +131,14 @@ __device__ __forceinline__ void store_mix(In *out, const row<Q> &now, const row<
     for (int q = 0; q < Q; q++) {
         if (column_of(q) >= C) continue;
         float4 m = *(const float4 *)(mix + column_of(q)), n = now.a[q], b = before.a[q];
-        store4(out + column_of(q), make_float4(lerp(n.x, b.x, m.x), lerp(n.y, b.y, m.y), lerp(n.z, b.z, m.z), lerp(n.w, b.w, m.w)));
+        store4(out + column_of(q),
+               make_float4(lerp(n.x, b.x, m.x), lerp(n.y, b.y, m.y), lerp(n.z, b.z, m.z), lerp(n.w, b.w, m.w)));
     }
 }
 
 /* OUTS mixed rows, or none: then only the statistics are wanted. */
-template <typename In, int Q, int OUTS> static __global__ void __launch_bounds__(THREADS) shift_rows(const struct shift_args a) {
+template <typename In, int Q, int OUTS>
+static __global__ void __launch_bounds__(THREADS) shift_rows(const struct shift_args a) {
     __shared__ float room[4][WARPS];
     int first = blockIdx.x * a.run, last = min(first + a.run, a.meta.head[0]);
     if (first >= last) return;
@@ -178,7 +183,8 @@ static __device__ __forceinline__ float4 pool_one(int pooling, float4 sum, float
     switch (pooling) {
     case POOL_MEAN: return make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
     case POOL_WEIGHTED:
-        return make_float4(__fmaf_rn(f, x.x, sum.x), __fmaf_rn(f, x.y, sum.y), __fmaf_rn(f, x.z, sum.z), __fmaf_rn(f, x.w, sum.w));
+        return make_float4(__fmaf_rn(f, x.x, sum.x), __fmaf_rn(f, x.y, sum.y), __fmaf_rn(f, x.z, sum.z),
+                           __fmaf_rn(f, x.w, sum.w));
     case POOL_MAX:
         if (position == 0) return x;
         return make_float4(fmaxf(sum.x, x.x), fmaxf(sum.y, x.y), fmaxf(sum.z, x.z), fmaxf(sum.w, x.w));
@@ -218,7 +224,8 @@ static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct po
     if (ends && (a.pooling == POOL_MEAN || a.pooling == POOL_WEIGHTED)) {
         double n = (double)total;
         float weight = (float)(a.pooling == POOL_MEAN ? n : 0.5 * n * (n + 1.0));
-        sum = make_float4(__fdiv_rn(sum.x, weight), __fdiv_rn(sum.y, weight), __fdiv_rn(sum.z, weight), __fdiv_rn(sum.w, weight));
+        sum = make_float4(__fdiv_rn(sum.x, weight), __fdiv_rn(sum.y, weight), __fdiv_rn(sum.z, weight),
+                          __fdiv_rn(sum.w, weight));
     }
     float *to = ends ? a.pooled + (size_t)s * side : a.carry + (1 - turn) * side;
     *(float4 *)(to + at) = sum;
@@ -239,13 +246,14 @@ struct embed_launch {
     struct worker *w;
     struct embed_args args;
     template <int Q> void run() const {
-        embed_rows<Q><<<w->grid.T, THREADS, 0, w->stream>>>(args);
+        embed_rows<Q><<<(unsigned)w->grid.T, THREADS, 0, w->stream>>>(args);
     }
 };
 
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e) {
-    struct embed_args args = {w->meta.head, w->meta.ids, a->table->data, w->dev->table_dtype,
-                              vector_of(a->ln0.weight), vector_of(a->ln0.bias), a->x, w->dev->dims.C};
+    struct embed_args args = {
+        w->meta.head,           w->meta.ids, a->table->data, w->dev->table_dtype, vector_of(a->ln0.weight),
+        vector_of(a->ln0.bias), a->x,        w->dev->dims.C};
     for_columns(args.C, embed_launch{w, args});
     return LAUNCHED(w, "the embedding", e);
 }
@@ -267,7 +275,8 @@ struct shift_launch {
     }
 };
 
-static struct shift_args shift_args_of(const struct worker *w, const float *x, struct norm ln, const float *slots, int layer) {
+static struct shift_args shift_args_of(const struct worker *w, const float *x, struct norm ln, const float *slots,
+                                       int layer) {
     const struct dims *d = &w->dev->dims;
     struct shift_args args = {};
     args.meta = w->meta;

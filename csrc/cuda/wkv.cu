@@ -63,7 +63,8 @@ static __device__ __forceinline__ void copies_wait(void) {
 }
 
 /* Sends for `count` tokens of one array. */
-template <typename E> __device__ __forceinline__ void send(E (*to)[HEAD], const void *from, size_t at, int C, int count) {
+template <typename E>
+__device__ __forceinline__ void send(E (*to)[HEAD], const void *from, size_t at, int C, int count) {
     constexpr int EACH = 16 / sizeof(E), ROW = HEAD / EACH;
 #pragma unroll
     for (int i = 0; i < CHUNK * ROW / THREADS; i++) {
@@ -73,7 +74,8 @@ template <typename E> __device__ __forceinline__ void send(E (*to)[HEAD], const 
 }
 
 template <typename Out>
-static __device__ __forceinline__ void send_chunk(struct chunk<Out> *c, const struct wkv_args &a, size_t at, int count, int turn) {
+static __device__ __forceinline__ void send_chunk(struct chunk<Out> *c, const struct wkv_args &a, size_t at, int count,
+                                                  int turn) {
     send(c->r, a.r, at, a.C, count);
     send(c->k, a.k, at, a.C, count);
     send(c->v, a.v, at, a.C, count);
@@ -153,8 +155,8 @@ template <typename Out> static __device__ __forceinline__ void step(struct chunk
 
 /* out = (GroupNorm(y) w + b) silu(g) for the PART tokens from `first`. */
 template <typename In, typename Out>
-static __device__ __forceinline__ void store_part(const struct chunk<Out> *c, const struct wkv_args &a, size_t at, int first,
-                                                  int count, int turn, float2 weight, float2 bias) {
+static __device__ __forceinline__ void store_part(const struct chunk<Out> *c, const struct wkv_args &a, size_t at,
+                                                  int first, int count, int turn, float2 weight, float2 bias) {
     int lane = threadIdx.x % 32;
     float2 y[PART];
     float part[PART];
@@ -197,15 +199,18 @@ template <bool SAVE> static __device__ __forceinline__ void move_state(struct ti
 }
 
 /* Eight blocks a multiprocessor: registers and shared memory are counted so that both fit them. */
-template <typename In, typename Out> static __global__ void __launch_bounds__(THREADS, 8) wkv_64(const struct wkv_args a) {
+template <typename In, typename Out>
+static __global__ void __launch_bounds__(THREADS, 8) wkv_64(const struct wkv_args a) {
     __shared__ __align__(16) struct chunk<Out> c;
     int piece = blockIdx.x / a.H, head = blockIdx.x % a.H, lane = threadIdx.x % 32, mine = threadIdx.x / 32 * PART;
     if (piece >= a.meta.head[1]) return;
-    int first = a.meta.start[piece], last = a.meta.start[piece + 1], from = a.meta.from[piece], to = a.meta.to[piece], turn = 0;
+    int first = a.meta.start[piece], last = a.meta.start[piece + 1], from = a.meta.from[piece], to = a.meta.to[piece],
+        turn = 0;
     size_t column = (size_t)head * HEAD, in_slot = column * HEAD;
     send_chunk(&c, a, (size_t)first * a.C + column, min(CHUNK, last - first), turn);
     float2 u = *(const float2 *)(a.u + column + 2 * lane);
-    float2 weight = *(const float2 *)(a.weight + column + 2 * lane), bias = *(const float2 *)(a.bias + column + 2 * lane);
+    float2 weight = *(const float2 *)(a.weight + column + 2 * lane),
+           bias = *(const float2 *)(a.bias + column + 2 * lane);
     struct tile state = {};
     if (from >= 0) move_state<false>(state, a.slots + (size_t)from * a.slot_stride + in_slot);
     for (int t = first; t < last; t += CHUNK, turn ^= 1) {
@@ -226,7 +231,8 @@ template <typename In, typename Out> static __global__ void __launch_bounds__(TH
 
 /* ---- other head sizes: a thread a value column ------------------------------------------------------------------- */
 
-template <typename In, typename Out, int N> static __global__ void __launch_bounds__(N < 32 ? 32 : N) wkv_plain(const struct wkv_args a) {
+template <typename In, typename Out, int N>
+static __global__ void __launch_bounds__(N < 32 ? 32 : N) wkv_plain(const struct wkv_args a) {
     __shared__ float r[N], k[N], d[N], y[N];
     int piece = blockIdx.x / a.H, head = blockIdx.x % a.H, n = threadIdx.x;
     if (piece >= a.meta.head[1]) return;
@@ -261,7 +267,8 @@ template <typename In, typename Out, int N> static __global__ void __launch_boun
         mean /= N;
         for (int i = 0; i < N; i++) squares = __fmaf_rn(y[i] - mean, y[i] - mean, squares);
         if (mine) {
-            float normal = __fmaf_rn((y[n] - mean) * rsqrtf(squares / N + GROUP_NORM_EPS), a.weight[column + n], a.bias[column + n]);
+            float normal = __fmaf_rn((y[n] - mean) * rsqrtf(squares / N + GROUP_NORM_EPS), a.weight[column + n],
+                                     a.bias[column + n]);
             ((In *)a.out)[at] = from_float<In>(normal * silu(to_float(((const Out *)a.g)[at])));
         }
         __syncthreads();
@@ -285,7 +292,8 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
     case 16: wkv_plain<In, Out, 16><<<blocks, 32, 0, stream>>>(a); break;
     case 32: wkv_plain<In, Out, 32><<<blocks, 32, 0, stream>>>(a); break;
     case 64:
-        cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+        cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared);
         wkv_64<In, Out><<<blocks, THREADS, 0, stream>>>(a);
         break;
     default: wkv_plain<In, Out, 128><<<blocks, 128, 0, stream>>>(a); break;
@@ -295,9 +303,20 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
 enum status cuda_wkv(struct worker *w, const struct wkv *a, struct error *e) {
     const struct dims *d = &w->dev->dims;
     size_t layer = (size_t)d->C * (size_t)d->N;
-    struct wkv_args args = {w->meta, a->r, a->k, a->v, a->g, a->decay, vector_of(a->u), vector_of(a->ln_x.weight),
-                            vector_of(a->ln_x.bias), const_cast<float *>(w->pass.wkv) + (size_t)a->layer * layer,
-                            (size_t)d->L * layer, a->out, d->C, d->H};
+    struct wkv_args args = {w->meta,
+                            a->r,
+                            a->k,
+                            a->v,
+                            a->g,
+                            a->decay,
+                            vector_of(a->u),
+                            vector_of(a->ln_x.weight),
+                            vector_of(a->ln_x.bias),
+                            const_cast<float *>(w->pass.wkv) + (size_t)a->layer * layer,
+                            (size_t)d->L * layer,
+                            a->out,
+                            d->C,
+                            d->H};
     if (w->dev->in == BF16) launch<bf16, bf16>(w, args, d->N);
     else if (w->dev->in == F16) launch<half_t, float>(w, args, d->N);
     else launch<float, float>(w, args, d->N);

@@ -4,11 +4,10 @@
  * on a stream of their own while the next pass runs; they are handed to the caller two passes later or by finish(). A pass
  * of few rows is launched as one graph once its bucket has been seen before. */
 #include "cuda.h"
+#include "plan.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-enum { BUCKET = 16, WIDE_BUCKET = 64, WIDE = 128 };
 
 /* ---- memory ---------------------------------------------------------------------------------------------------------- */
 
@@ -70,7 +69,8 @@ static enum status flight_open(struct worker *w, struct flight *f, struct error 
     if (status == cudaSuccess && pooled) status = cudaHostAlloc((void **)&f->pinned, pooled, cudaHostAllocDefault);
     if (status == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        return fail(e, NO_MEMORY, "no page-locked host memory: %zu bytes asked; fewer batch_tokens need less", pooled + numbers);
+        return fail(e, NO_MEMORY, "no page-locked host memory: %zu bytes asked; fewer batch_tokens need less",
+                    pooled + numbers);
     }
     return cuda_status(w->dev, status, "opening a session", e);
 }
@@ -87,7 +87,8 @@ static enum status worker_memory(struct worker *w, struct error *e) {
     return OK;
 }
 
-enum status cuda_worker_open(struct device *dev, int rows, int sequences, int columns, struct worker **out, struct error *e) {
+enum status cuda_worker_open(struct device *dev, int rows, int sequences, int columns, struct worker **out,
+                             struct error *e) {
     *out = NULL;
     TRY(device_usable(dev, e));
     struct worker *w = (struct worker *)calloc(1, sizeof *w);
@@ -144,11 +145,6 @@ void cuda_worker_close(struct worker *w) {
 
 /* ---- recorded passes ---------------------------------------------------------------------------------------------------- */
 
-static int up_to(int n, int step, int most) {
-    int up = pieces(n, step) * step;
-    return up < most ? up : most;
-}
-
 static uint64_t hash_layers(const struct pass *p) {
     uint64_t h = 14695981039346656037u;
     for (int i = 0; i < p->columns; i++) h = (h ^ (uint64_t)(uint32_t)p->layers[i]) * 1099511628211u;
@@ -156,12 +152,10 @@ static uint64_t hash_layers(const struct pass *p) {
 }
 
 static struct shape bucket_of(const struct worker *w, const struct pass *p) {
-    int S = 1;
-    while (S < p->S) S *= 2;
     struct shape shape;
     memset(&shape, 0, sizeof shape); /* compared as bytes */
-    shape.T = up_to(p->T, p->T <= WIDE ? BUCKET : WIDE_BUCKET, w->rows);
-    shape.S = S < w->sequences ? S : w->sequences;
+    shape.T = plan_bucket_rows(p->T, w->rows);
+    shape.S = plan_bucket_sequences(p->S, w->sequences);
     shape.top = p->top;
     shape.columns = p->columns;
     shape.pooling = p->pooling;
@@ -242,8 +236,10 @@ static enum status stage(struct worker *w, const struct pass *p, struct error *e
     CUDA_TRY(w->dev, cudaEventSynchronize(f->read), "waiting for a pass", e);
     lay_out(w);
     fill_numbers(w, p, f->staged);
-    CUDA_TRY(w->dev, cudaMemcpyAsync(w->numbers, f->staged, number_count(w->grid.T, w->grid.S) * sizeof(int),
-                                     cudaMemcpyHostToDevice, w->stream), "starting a pass", e);
+    CUDA_TRY(w->dev,
+             cudaMemcpyAsync(w->numbers, f->staged, number_count(w->grid.T, w->grid.S) * sizeof(int),
+                             cudaMemcpyHostToDevice, w->stream),
+             "starting a pass", e);
     return cuda_status(w->dev, cudaEventRecord(f->read, w->stream), "starting a pass", e);
 }
 
@@ -301,7 +297,8 @@ enum status cuda_end(struct worker *w, struct error *e) {
     if (!f->bytes) return OK;
     CUDA_TRY(w->dev, cudaEventRecord(w->computed, w->stream), "ending a pass", e);
     CUDA_TRY(w->dev, cudaStreamWaitEvent(w->copies, w->computed, 0), "ending a pass", e);
-    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, w->copies), "ending a pass", e);
+    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, w->copies),
+             "ending a pass", e);
     return cuda_status(w->dev, cudaEventRecord(f->done, w->copies), "ending a pass", e);
 }
 
