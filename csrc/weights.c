@@ -257,7 +257,7 @@ enum status rwkv6_seal(struct rwkv6 *m, struct error *e) {
 enum status rwkv6_open(const struct backend *be, const struct dims *dims, int blocks,
                        const struct device_options *options, struct rwkv6 **out, struct error *e) {
     if (blocks < 1 || blocks > dims->L)
-        return fail(e, BAD_INPUT, "%d blocks asked for: the checkpoint has %d", blocks, dims->L);
+        return fail(e, BAD_INPUT, "layer %d asked for: the checkpoint has layers 0 .. %d", blocks - 1, dims->L - 1);
     struct rwkv6 *m = calloc(1, sizeof *m);
     if (!m) return fail(e, NO_MEMORY, "no memory for a model");
     m->be = be;

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from .progress import bar
 from .tokenizer import Tokenizer
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
@@ -85,14 +85,13 @@ class Bar:
 
     def __init__(self, total: int, show: bool | None) -> None:
         self._total, self._show, self._first = total, show, 0
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
 
     def expect(self, first: int, tokens: int) -> None:
         """The slice that begins with text `first` comes next."""
         self._first = first
         if self._bar is None and (self._show or (self._show is None and tokens > QUIET)):
-            quiet = False if self._show else None  # None: tqdm asks whether stderr is a terminal
-            self._bar = tqdm(total=self._total, unit=" texts", disable=quiet)
+            self._bar = bar(total=self._total, unit=" texts", show=self._show)
 
     def update(self, done: int) -> None:
         """So many texts of the slice are done."""

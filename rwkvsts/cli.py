@@ -27,6 +27,7 @@ from . import datasets, device, report, study
 from ._core import cpu_features
 from .errors import DataError, DeviceError
 from .model import PAPER_LAYERS, POOLING, RWKV6, Layer
+from .progress import bar
 from .tokenizer import KINDS
 
 BOTH = ("gpt2", "world")  # first the one that may fail: the vocabulary comes with the weights
@@ -207,8 +208,6 @@ def _embed(
     model: RWKV6, texts: Iterator[str], count: int, path: Path, args: argparse.Namespace
 ) -> None:
     """Write the embeddings of `count` texts to a .npy file, a chunk at a time."""
-    from tqdm import tqdm
-
     one = len(args.layers) == 1
     layers = args.layers[0] if one else list(args.layers)
     shape = (count, *(() if one else (len(args.layers),)), model.config.n_embd)
@@ -217,7 +216,7 @@ def _embed(
     if wanted > free:
         raise OSError(f"{args.out}: {wanted} bytes wanted, {free} free on its disk")
     rows: NDArray[np.float32] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    with tqdm(total=count, unit=" texts", disable=None) as bar:
+    with bar(total=count, unit=" texts") as done:
         start = 0
         while chunk := list(islice(texts, CHUNK)):
             model.encode(
@@ -229,7 +228,7 @@ def _embed(
                 out=rows[start : start + len(chunk)],
             )
             start += len(chunk)
-            bar.update(len(chunk))
+            done.update(len(chunk))
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from . import _core, batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .device import CUDA_LIBRARY, choose, threads_here
 from .errors import CheckpointError
 from .hub import fetch, resolve
+from .progress import bar
 from .tokenizer import Tokenizer, load
 
 Layer = int | Literal["final"]
@@ -343,7 +343,7 @@ def _check_range(name: str, value: int | None, least: int, most: int) -> None:
 def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
     """Hand over the tensors that the model wants, one at a time."""
     names = [name for name in checkpoint.tensors if core.wants(name)]
-    for name in tqdm(names, "loading", unit=" tensors", disable=None, leave=False):
+    for name in bar(names, "loading", unit=" tensors", leave=False):
         array = checkpoint.read(name)
         if array.dtype != np.float32:
             array = array.view(np.uint16)

@@ -28,6 +28,7 @@ from .device import query_cuda, threads_here
 from .errors import DeviceError
 from .evaluate import MIB
 from .model import PAPER_LAYERS, RWKV6, Layer
+from .progress import bar
 
 if TYPE_CHECKING:
     import pandas
@@ -336,8 +337,6 @@ def _model_rows(
 def _time_layers(
     config: StudyConfig, pairs: Pairs, model: RWKV6, how: dict[str, Any]
 ) -> list[evaluate.PairTime]:
-    from tqdm import tqdm
-
     return [
         evaluate.time_pairs(
             lambda texts, layer=layer: model.encode(  # type: ignore[misc]
@@ -347,7 +346,7 @@ def _time_layers(
             pairs.sentence2,
             pairs=config.timed_pairs,
         )
-        for layer in tqdm(config.layers, desc="timing layers", leave=False, disable=None)
+        for layer in bar(config.layers, desc="timing layers", leave=False)
     ]
 
 

@@ -225,7 +225,7 @@ def test_absent_inputs_and_places(
             ["study", "--task", "mrpc", "--data", str(tmp_path)],
             "msr_paraphrase_train.txt is neither",
         ),
-        ([*stsb, "--glove", nowhere], "nowhere, after line 0: cannot be read"),
+        ([*stsb, "--glove", nowhere], "nowhere: cannot be read"),
         ([*stsb, "--split", "dev"], "no split 'dev' in stsb"),
         (["study", "--out", str(texts)], "cannot write into"),
     ]:

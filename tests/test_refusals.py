@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, d
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_layer": 3}, r"4 blocks asked for: the checkpoint has 3"),
+        ({"max_layer": 3}, r"layer 3 asked for: the checkpoint has layers 0 \.\. 2"),
         ({"max_layer": -1}, r"max_layer=-1"),
         ({"max_layer": 2**40}, r"max_layer=1099511627776: expected 0 \.\. 4095"),
         ({"threads": -1}, r"threads=-1: expected 1 \.\. 1024"),
