@@ -63,7 +63,7 @@ def threads_here() -> int:
         return os.cpu_count() or 1
 
 
-def choose(device: str, dtype: str) -> tuple[str, str]:
+def choose(device: str, dtype: str, instruction_set: str | None = None) -> tuple[str, str]:
     """Resolve "auto": CUDA where it can be used; bfloat16 where the hardware multiplies it, else
     float16 on a GPU and float32 on a CPU."""
     if device not in ("auto", "cpu", "cuda"):
@@ -82,6 +82,9 @@ def choose(device: str, dtype: str) -> tuple[str, str]:
         if cuda is not None:
             dtype = "bfloat16" if cuda.capability >= (8, 0) else "float16"
         else:
-            features = _core.cpu_features()
-            dtype = "bfloat16" if features["amx"] or features["avx512bf16"] else "float32"
+            # Where it is not an instruction bfloat16 is no faster than float32, and less exact.
+            usable = _core.cpu_features()
+            multiplies = [name for name in ("amx", "avx512bf16") if usable[name]]
+            taken = multiplies if instruction_set is None else [instruction_set]
+            dtype = "bfloat16" if set(taken) & set(multiplies) else "float32"
     return ("cpu" if cuda is None else "cuda"), dtype

@@ -129,7 +129,7 @@ class RWKV6:
         HubError : the repository cannot be had
         DeviceError : the device cannot be used
         """
-        device, dtype = choose(device, dtype)
+        device, dtype = choose(device, dtype, instruction_set)
         _check_range("max_layer", max_layer, 0, MOST_BLOCKS - 1)
         _check_range("threads", threads, 1, MOST_THREADS)
         _check_range("device_memory", device_memory, 0, sys.maxsize)

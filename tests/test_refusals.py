@@ -270,6 +270,11 @@ def test_texts_that_are_none(tiny: RWKV6) -> None:
         tiny.encode_ids([[0.5]], layers=0)
 
 
+def test_a_forced_instruction_set_decides_the_dtype(tmp_path: Path) -> None:
+    """bfloat16 by default only where the instructions that were chosen multiply it."""
+    assert load(tmp_path, random_weights(), instruction_set="portable").dtype == "float32"
+
+
 def test_texts_need_a_tokenizer(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights())
     with pytest.raises(ValueError, match="tokenizer=None"):

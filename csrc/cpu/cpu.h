@@ -15,7 +15,4 @@ struct cpu_features cpu_features(void);
 extern const char *const cpu_isa_names[];
 bool cpu_isa_available(const char *name);
 
-/* bfloat16 pays only where products of it are an instruction; elsewhere float32 is as fast and exact. */
-enum dtype cpu_default_dtype(void);
-
 #endif

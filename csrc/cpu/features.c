@@ -71,8 +71,3 @@ bool cpu_isa_available(const char *name) {
     if (!strcmp(name, "avx2")) return f.avx2_fma;
     return !strcmp(name, "portable");
 }
-
-enum dtype cpu_default_dtype(void) {
-    struct cpu_features f = cpu_features();
-    return f.avx512bf16 || f.amx_bf16 ? BF16 : F32;
-}

@@ -106,10 +106,6 @@ void team_run(struct team *p, int items, team_work *work, void *context) {
     wait_for_helpers(p);
 }
 
-int team_threads(const struct team *p) {
-    return p->threads;
-}
-
 enum status team_open(int threads, struct team **out, struct error *e) {
     *out = NULL;
     struct team *p = calloc(1, sizeof *p);

@@ -14,7 +14,6 @@ typedef void team_work(void *context, int item, int thread);
 
 enum status team_open(int threads, struct team **out, struct error *e);
 void team_close(struct team *p);
-int team_threads(const struct team *p);
 
 /* Runs work(context, item, thread) for items 0 .. items-1 and returns when all are done. */
 void team_run(struct team *p, int items, team_work *work, void *context);
