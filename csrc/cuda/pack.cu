@@ -152,6 +152,8 @@ enum status cuda_pack(struct device *dev, enum role role, const struct array *a,
     enum status status = role == TABLE    ? pack_table(dev, a, out, e)
                          : role == VECTOR ? pack_vector(dev, a, out, e)
                                           : pack_matrix(dev, role, a, out, e);
+    if (status == OK) /* a copy may outlast its call, and the workers' streams do not wait for the default one */
+        status = cuda_status(dev, cudaStreamSynchronize(cudaStreamLegacy), "loading a weight", e);
     if (status != OK && out->data) cuda_unpack(dev, out);
     return status;
 }

@@ -241,13 +241,15 @@ static enum status choose(const struct trial *t, enum plan_kind kind, struct err
 static enum status trial_open(struct trial *t, struct error *e) {
     struct device *dev = t->dev;
     const struct dims *d = &dev->dims;
-    size_t widest = (size_t)(d->F > d->C ? d->F : d->C), in = dtype_bytes(dev->in);
+    size_t C = (size_t)d->C, F = (size_t)d->F, in = dtype_bytes(dev->in);
+    size_t ranks = (size_t)(5 * d->R > d->D ? 5 * d->R : d->D);
+    size_t single = ranks > C ? ranks : C; /* widest of what may leave in float32 */
+    size_t widest = F > single ? F : single;
     t->rows = 64 * dev->sms;
     while (t->rows > 1024 && (size_t)t->rows * widest * 12 > dev->budget / 4) t->rows /= 2;
-    t->w_bytes = widest * (size_t)d->C * in;
+    t->w_bytes = widest * C * in;
     t->in_bytes = (size_t)t->rows * widest * in;
-    t->out_bytes = (size_t)t->rows *
-                   (in * widest > 4 * (size_t)d->C ? in * widest : 4 * (size_t)(5 * d->R > d->C ? 5 * d->R : d->C));
+    t->out_bytes = (size_t)t->rows * (in * F > sizeof(float) * single ? in * F : sizeof(float) * single);
     TRY(device_alloc(dev, t->w_bytes, &t->w, e));
     TRY(device_alloc(dev, t->in_bytes, &t->in, e));
     TRY(device_alloc(dev, t->out_bytes, &t->out, e));

@@ -50,7 +50,7 @@ template <int Q> __device__ __forceinline__ float2 row_stats(const row<Q> &r, in
     for (int q = 0; q < Q; q++) {
         if (column_of(q) >= C) continue;
         float x = r.a[q].x - mean, y = r.a[q].y - mean, z = r.a[q].z - mean, w = r.a[q].w - mean;
-        squares += (x * x + y * y) + (z * z + w * w);
+        squares += __fadd_rn(__fmaf_rn(x, x, __fmul_rn(y, y)), __fmaf_rn(z, z, __fmul_rn(w, w)));
     }
     float variance = __fdiv_rn(block_sum(squares, room[1]), (float)C);
     return make_float2(mean, rsqrtf(variance + LN_EPS));
