@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hubserver import Hub, Repo, serve
 from huggingface_hub import constants
-from makecheckpoint import write_safetensors, write_sharded, write_torch
+from makecheckpoint import bf16, hf_names, write_safetensors, write_sharded, write_torch
+from tinymodel import random_weights
 
+from rwkvsts import RWKV6
 from rwkvsts.checkpoint import open_checkpoint
 from rwkvsts.errors import CheckpointError, HubError
 from rwkvsts.hub import Source, resolve
@@ -362,3 +365,26 @@ class TestBrokenTransfer:
         assert len(resolve("org/sharded", cache_dir=cache).files) == 2
         assert first.name not in hub.fetched()
         assert second in hub.fetched()
+
+
+def test_from_pretrained_downloads_once_and_encodes_offline(hub: Hub, cache: Path) -> None:
+    """The whole way of a user: a repository's name, texts, embeddings, then without the network."""
+    weights = {name: bf16(array) for name, array in random_weights(L=2, V=300).items()}
+    folder = cache.parent / "model"
+    folder.mkdir()
+    write_torch(folder / "pytorch_model.bin", hf_names(weights))
+    lines = [f"{i + 1} {bytes([i])!r} 1" for i in range(256)]
+    (folder / VOCABULARY).write_text("\n".join(lines) + "\n")
+    hub.repos[REPO].commits[NEW] = contents(folder)
+
+    def rows(**options: Any) -> tuple[bytes, str | None]:
+        m = RWKV6.from_pretrained(REPO, device="cpu", cache_dir=cache, **options)
+        return m.encode(["ab", "\u00e9"], layers=[0, 1]).tobytes(), m.revision
+
+    first = rows()
+    assert first[1] == NEW
+    hub.stop()
+    assert rows() == first and rows(local_files_only=True, revision=NEW) == first
+    local = RWKV6.from_pretrained(folder, device="cpu", tokenizer=None)
+    ids = [[b + 1 for b in text.encode()] for text in ("ab", "\u00e9")]
+    assert local.encode_ids(ids, layers=[0, 1]).tobytes() == first[0]
