@@ -1,8 +1,8 @@
 """The CUDA backend on a real device: against the float64 reference, against itself, its refusals.
 
-Needs a GPU; run with compute-sanitizer's memcheck and racecheck, these small models walk every
-kernel at ragged sizes. Sixteen-bit products round to 2^-9: over a few blocks a row's direction
-keeps a cosine of 0.9995; float32 agrees to 1e-4 of a row's length, as on the CPU.
+Needs a GPU; sanitize_cuda.py walks the same kernels under compute-sanitizer. Sixteen-bit products
+round to 2^-9: over a few blocks a row's direction keeps a cosine of 0.9995; float32 agrees to 1e-4
+of a row's length, as on the CPU.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import reference
 from makecheckpoint import bf16
 from tinymodel import error, load, random_ids, random_weights
 
-from rwkvsts import RWKV6, DeviceError
+from rwkvsts import RWKV6, DeviceError, datasets
 from rwkvsts.device import query_cuda
+from rwkvsts.evaluate import cosine, spearman
 
 pytestmark = pytest.mark.gpu
 
@@ -85,6 +86,21 @@ def test_against_the_reference(tmp_path: Path, dtype: str, size: str) -> None:
     if dtype == "float32":
         assert error(found, right) < 1e-4
     assert lowest_cosine(found, right) > 0.9995
+
+
+def test_the_figures_of_a_study_do_not_depend_on_the_device(dtype: str) -> None:
+    """A trained model on real sentences: Spearman of every layer as on the CPU in float32. A rank
+    correlation forgives nothing that a change of arithmetic would reorder."""
+    pairs = datasets.load("demo")
+    found: list[list[float]] = []
+    for options in ({"device": "cuda", "dtype": dtype}, {"device": "cpu", "dtype": "float32"}):
+        m = RWKV6.from_pretrained("demo", **options)
+        layers = [*range(m.n_blocks), "final"]
+        first, second = (m.encode(texts, layers) for texts in (pairs.sentence1, pairs.sentence2))
+        scores = [cosine(first[:, i], second[:, i]) for i in range(len(layers))]
+        found.append([spearman(score, pairs.label, resamples=1).value for score in scores])
+    assert max(found[1]) > 0.1  # the figures say something
+    assert np.abs(np.subtract(*found)).max() <= 0.002
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "weighted", "max"])

@@ -1,0 +1,114 @@
+"""compute-sanitizer over every CUDA kernel, in minutes: small models, ragged rows, one walk a tool.
+
+    python tests/sanitize_cuda.py [memcheck racecheck synccheck initcheck] [--seconds 60]
+
+Not a test of pytest: a tool makes kernels some hundred times slower, and the whole test file does
+not end under one. The walk holds to what reaches every kernel, most worthwhile first, and says how
+far it came if its time runs out. Kernels of cublasLt are not looked into, but by initcheck, which
+has to see what they write; what it finds in them are rows of a bucket that no one reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from tinymodel import load, random_ids, random_weights
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+LIBRARY_KERNELS = ("nvjet", "cutlass", "xmma", "cublas", "gemm", "gemv")
+LENGTHS = [1, 2, 3, 17, 64, 65, 120, 31, 1, 8]  # 312 tokens: more than what "few rows" takes
+SIZES: dict[str, dict[str, int]] = {
+    "heads of 64": {"C": 256, "N": 64, "F": 448, "R": 32, "D": 64, "L": 2},
+    "heads of 16": {"C": 48, "N": 16, "F": 104, "R": 5, "D": 7, "L": 2},
+    "heads of 8": {"C": 64, "N": 8, "F": 224, "R": 8, "D": 64, "L": 2},
+    "ranks of 64 and 128": {"C": 128, "N": 32, "F": 64, "R": 64, "D": 128, "L": 1},
+}
+MEMORY = 20 << 20  # of which a quarter is what choosing products may take: keeps their trial small
+
+
+def walk(dtypes: list[str]) -> None:
+    """Many rows, few rows, recorded passes, cut texts, states, all poolings; compared as bytes."""
+    start = time.perf_counter()
+    ids = random_ids(1, LENGTHS)
+    for size, sizes in SIZES.items():
+        weights = random_weights(**sizes)
+        layers = [*range(sizes["L"]), "final"]
+        for dtype in dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                m = load(Path(folder), weights, device="cuda", dtype=dtype, device_memory=MEMORY)
+            right = m.encode_ids(ids, layers)
+            assert np.isfinite(right).all()
+            for batch_tokens in (50, 200):
+                found = m.encode_ids(ids, layers, batch_tokens=batch_tokens)
+                assert found.tobytes() == right.tobytes()
+            for _ in range(3):  # seen, recorded, replayed
+                assert m.encode_ids(ids[3:5], layers).tobytes() == right[3:5].tobytes()
+            state = m.state(ids[5][:30])
+            rest = m.encode_ids([ids[5][30:]], layers, pooling="last", state=state)
+            last = m.encode_ids(ids[5:7], layers, pooling="last")
+            assert last[:1].tobytes() == rest.tobytes()
+            for pooling in ("weighted", "max"):
+                assert np.isfinite(m.encode_ids(ids[5:7], layers, pooling=pooling)).all()
+            del m
+            print(f"walk: {size}, {dtype}: {time.perf_counter() - start:.1f} s", flush=True)
+    print("walk: done", flush=True)
+
+
+def sanitizer() -> str:
+    places = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    places += ["/usr/local/cuda"]
+    found = shutil.which("compute-sanitizer")
+    for place in [Path(p) / "bin" / "compute-sanitizer" for p in places if p]:
+        found = found or (str(place) if place.exists() else None)
+    if found is None:
+        raise SystemExit("compute-sanitizer is not in PATH, CUDA_HOME or CUDA_PATH")
+    return found
+
+
+def run_tool(tool: str, seconds: float) -> bool:
+    """Whether the tool saw the whole walk and found nothing in our kernels."""
+    command = [sanitizer(), "--tool", tool, "--error-exitcode", "3", "--print-limit", "12"]
+    command += ["--show-backtrace", "device", "--target-processes", "application-only"]
+    if tool != "initcheck":
+        command += ["--kernel-name-exclude", ",".join(f"kns={name}" for name in LIBRARY_KERNELS)]
+    if tool == "memcheck":
+        command += ["--leak-check", "full"]
+    print(f"== {tool}", flush=True)
+    start = time.perf_counter()
+    own = [sys.executable, os.path.abspath(__file__), "--walk"]
+    process = subprocess.Popen(command + own, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+        said = "clean" if code == 0 else f"exit status {code}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        code, said = 1, "NOT FINISHED"
+    print(f"== {tool}: {said} after {time.perf_counter() - start:.0f} s", flush=True)
+    return code == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tools", nargs="*", default=list(TOOLS), metavar="TOOL")
+    parser.add_argument("--seconds", type=float, default=60, help="for each tool")
+    parser.add_argument("--walk", action="store_true", help="only walk, without a tool")
+    parser.add_argument("--dtype", action="append", help="default: bfloat16, float16, float32")
+    args = parser.parse_args()
+    if args.walk:
+        walk(args.dtype or ["bfloat16", "float16", "float32"])
+    elif not all([run_tool(tool, args.seconds) for tool in args.tools]):  # all run, whatever fails
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
