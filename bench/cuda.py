@@ -1,11 +1,12 @@
 """How fast RWKV-6 runs on this GPU: Finch-1B6's shape, random weights made in memory, 12 blocks.
 
-    python bench/cuda.py [--check] [--sweep] [--dtype bfloat16] [--repeats 5]
+    python bench/cuda.py [--check] [--sweep] [--peers] [--dtype bfloat16] [--repeats 5]
 
 Prints tokens per second end to end (ids in, NumPy rows of layers 1, 3, ..., 11 out), one pair's
 latency, peak device memory, the same within 1.6 GB, and the share of the rate at which the block's
 products alone would run at `--ceiling` tokens per second. --check compares every layer with the
-float64 reference and the bits over random batchings; --sweep tries other numbers of tokens a pass.
+float64 reference and the bits over random batchings; --sweep tries other numbers of tokens a pass;
+--peers runs what else is installed on the same weights and sentences: see cuda_peers.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import checkpoint
+import cuda_peers
 import numpy as np
 
 from rwkvsts import RWKV6, _core
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--ceiling", type=float, default=565_000, help="of the products alone")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--peers", action="store_true")
     args = parser.parse_args()
     tensors = dict(checkpoint.tensors(SIZE))
     ids = sentences(args.sentences)
@@ -139,13 +142,20 @@ def main() -> None:
         check_reference(m, tensors, ids[:3])
     if args.sweep:
         for batch_tokens in (2112, 4224, 8448, 12672, 16896, 33792):
-            rate = tokens / seconds(m, ids, 3, batch_tokens)
-            print(f"{batch_tokens:6d} tokens a pass: {rate:,.0f} tokens/s")
+            swept = tokens / seconds(m, ids, 3, batch_tokens)
+            print(f"{batch_tokens:6d} tokens a pass: {swept:,.0f} tokens/s")
+    if args.peers:
+        ours = cuda_peers.Ours(
+            rate, median, m.encode_ids(ids, LAYERS), m.encode_ids(ids[: cuda_peers.SAMPLE], "final")
+        )
     del m
     small = make_model(tensors, args.dtype, 1_600_000_000)
-    rate = tokens / seconds(small, ids, args.repeats)
+    within = tokens / seconds(small, ids, args.repeats)
     peak = small.memory()["peak"] / 1e9
-    print(f"within 1.6 GB: {rate:,.0f} tokens/s, peak {peak:.3f} GB")
+    print(f"within 1.6 GB: {within:,.0f} tokens/s, peak {peak:.3f} GB")
+    del small
+    if args.peers:
+        cuda_peers.measure(tensors, SIZE, LAYERS, ids, ours)
 
 
 if __name__ == "__main__":
