@@ -23,7 +23,7 @@ import cuda_peers
 import numpy as np
 
 from rwkvsts import RWKV6, _core
-from rwkvsts.device import CUDA_LIBRARY, query_cuda
+from rwkvsts.device import cuda_library, query_cuda
 
 BLOCKS = 12
 LAYERS = [*range(1, BLOCKS, 2)]
@@ -42,7 +42,7 @@ def make_model(tensors: dict[str, np.ndarray], dtype: str, budget: int = 0) -> R
         [(name, a.shape) for name, a in tensors.items()],
         dtype=dtype,
         cuda=True,
-        library=str(CUDA_LIBRARY),
+        library=cuda_library(),
         budget=budget,
     )
     for name, a in tensors.items():

@@ -6,7 +6,9 @@ is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,20 @@ def query_cuda() -> Cuda:
     if failed:
         raise DeviceError(f"device='cuda': {message}")
     return Cuda(message, (major.value, minor.value), free.value, total.value)
+
+
+def cuda_library() -> str:
+    """Path of the CUDA part, for the core to load; brings cublasLt into the process first.
+
+    Where a Python package holds cublasLt, as PyTorch's do, the loader does not look; a library
+    that is in the process already it finds by name, and PyTorch then shares this copy.
+    """
+    packages = importlib.util.find_spec("nvidia")
+    for place in (packages and packages.submodule_search_locations) or ():
+        for path in Path(place).glob("*/lib/libcublasLt.so.*"):
+            with contextlib.suppress(OSError):  # the core says what it lacks
+                ctypes.CDLL(str(path))
+    return str(CUDA_LIBRARY)
 
 
 def threads_here() -> int:

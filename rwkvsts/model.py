@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import _core, batch
 from .checkpoint import Checkpoint, open_checkpoint
-from .device import CUDA_LIBRARY, choose, threads_here
+from .device import choose, cuda_library, threads_here
 from .errors import CheckpointError
 from .hub import fetch, resolve
 from .progress import bar
@@ -152,7 +152,7 @@ class RWKV6:
                     threads=threads or threads_here(),
                     isa=instruction_set,
                     cuda=device == "cuda",
-                    library=str(CUDA_LIBRARY),
+                    library=cuda_library() if device == "cuda" else None,
                     budget=device_memory,
                 )
                 _fill(core, checkpoint)

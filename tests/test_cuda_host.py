@@ -6,9 +6,11 @@ Tests of the library skip where it was not built (no nvcc); those of the plannin
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ from rwkvsts.device import CUDA_LIBRARY, query_cuda
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 ABI = 1  # CUDA_BACKEND_ABI of csrc/backend.h
+
+
+def c_compiler() -> str:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    return compiler
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +95,42 @@ def test_auto_without_a_device_is_the_cpu(no_device: str, tmp_path: Path) -> Non
     assert m.encode_ids(random_ids(1, [5]), 0).shape == (1, 64)
 
 
+BY_NAME = """
+import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from rwkvsts.device import cuda_library
+cuda_library()
+print(ctypes.CDLL("libcublasLt.so.13", os.RTLD_NOLOAD).stand_in())
+"""
+
+
+def test_cublas_of_a_python_package_is_found_by_name(tmp_path: Path) -> None:
+    """As PyTorch brings it: in a folder where no loader looks."""
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    source = tmp_path / "stand_in.c"
+    source.write_text("int stand_in(void) { return 42; }\n")
+    name = "libcublasLt.so.13"
+    flags = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name)]
+    subprocess.run([c_compiler(), *flags, str(source)], check=True)
+    (folder / "libcublasLt.so.12").write_text("not a library: left to the core to say")
+    root = str(CUDA_LIBRARY.parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", BY_NAME, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "42\n"
+
+
 # ---- planning -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+    compiler = c_compiler()
     folder = tmp_path_factory.mktemp("plan")
     source, target = folder / "plan.c", folder / "plan.so"
     source.write_text(

@@ -2,6 +2,7 @@
 #include "lt.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { COMPUTE_32F = 68, TYPE_32F = 0, TYPE_16F = 2, TYPE_16BF = 14 };
@@ -17,14 +18,17 @@ struct heuristic_result {
 };
 
 static void *find_library(void) {
-    /* By name: where the loader looks, or what PyTorch has already brought into the process from its wheels. */
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11",
-                                        "libcublasLt.so"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    /* By name: where the loader looks, or what Python has brought into the process from a wheel. First the version that
+     * this build is of: a newer one may want a newer driver. */
+    enum { OWN = CUDART_VERSION / 1000 };
+    static const int versions[] = {OWN, 13, 12, 11};
+    char name[40];
+    for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
+        snprintf(name, sizeof name, "libcublasLt.so.%d", versions[i]);
+        void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
         if (library) return library;
     }
-    return NULL;
+    return dlopen("libcublasLt.so", RTLD_NOW | RTLD_LOCAL);
 }
 
 enum status lt_open(struct lt *lt, struct error *e) {
@@ -48,8 +52,8 @@ enum status lt_open(struct lt *lt, struct error *e) {
     lt->library = find_library();
     if (!lt->library)
         return fail(e, DEVICE_FAILED,
-                    "libcublasLt.so (version 11, 12 or 13) was not found: install the CUDA toolkit, or "
-                    "the wheel nvidia-cublas and put its lib folder into LD_LIBRARY_PATH");
+                    "libcublasLt.so (version 11, 12 or 13) was not found: install the CUDA toolkit, or the Python "
+                    "package nvidia-cublas, which PyTorch brings too");
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].slot = dlsym(lt->library, wanted[i].name);
         if (!*wanted[i].slot)
