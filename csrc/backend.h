@@ -151,7 +151,7 @@ struct backend {
     enum status (*worker_open)(struct device *dev, int rows, int sequences, int columns, struct worker **out,
                                struct error *e);
     void (*worker_close)(struct worker *w);
-    /* Rows a pass should have when the caller does not say, given what rwkv6.c allocates for each. */
+    /* Rows a pass should have when the caller does not say, given what rwkv6.c allocates for each and the pooled rows. */
     int (*rows)(struct device *dev, size_t bytes_per_row, size_t bytes_fixed);
     size_t (*in_bytes)(const struct device *dev), (*out_bytes)(const struct device *dev); /* element sizes */
 

@@ -506,17 +506,27 @@ static bool parse_call(Model *self, PyObject *args, PyObject *kwargs, struct cal
     return parse_out(out_o, self, r) && (!last || new_last(call, self));
 }
 
-/* Makes of what is wanted an idle session that has at least that, or a new one; those that have not make room first. */
+/* Makes of what is wanted an idle session that has at least that, or a new one; those that have not make room first. The
+ * new one has what they had too: else states and embeddings in turn would open a session for each call. */
 static enum status take_session(Model *self, struct kept *k, struct error *e) {
+    struct kept wanted = *k;
     for (int i = self->n_idle - 1; i >= 0; i--) {
         struct kept *idle = &self->idle[i];
-        if (idle->pid == k->pid && idle->rows == k->rows && idle->columns >= k->columns && idle->states >= k->states) {
+        if (idle->pid != k->pid || idle->rows != k->rows) continue;
+        if (idle->columns >= k->columns && idle->states >= k->states) {
             *k = *idle;
             *idle = self->idle[--self->n_idle];
             return OK;
         }
+        if (wanted.columns < idle->columns) wanted.columns = idle->columns;
+        if (wanted.states < idle->states) wanted.states = idle->states;
     }
     drop_idle(self);
+    enum status st = rwkv6_session_open(self->m, wanted.rows, wanted.columns, wanted.states, &wanted.session, e);
+    if (st != NO_MEMORY) {
+        *k = wanted;
+        return st;
+    }
     return rwkv6_session_open(self->m, k->rows, k->columns, k->states, &k->session, e);
 }
 

@@ -201,7 +201,9 @@ enum status rwkv6_session_open(struct rwkv6 *m, int rows, int columns, int state
     s->be = m->be;
     s->states = states;
     size_t fixed = (LAST + (size_t)states) * state_bytes(&m->dims, &shift, &wkv);
-    s->rows = rows ? rows : m->be->rows(m->dev, session_slice(s, 1024, NULL) / 1024, fixed);
+    size_t pooled = (size_t)columns * (size_t)m->dims.C * sizeof(float); /* a sequence */
+    size_t row = session_slice(s, 1024, NULL) / 1024 + pooled / MEAN_LENGTH;
+    s->rows = rows ? rows : m->be->rows(m->dev, row, fixed + FEW * pooled);
     s->sequences = s->rows / MEAN_LENGTH > FEW ? s->rows / MEAN_LENGTH : s->rows < FEW ? s->rows : FEW;
     enum status st = m->be->worker_open(m->dev, s->rows, s->sequences, columns, &s->w, e);
     if (st == OK) st = session_alloc(s, e);

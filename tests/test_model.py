@@ -181,6 +181,18 @@ def test_states_of_many_sequences(tmp_path: Path) -> None:
             assert out[:, 0].tobytes() == m.encode_ids(lists, 0, state=first).tobytes(), limit
 
 
+def test_states_and_embeddings_in_turn_share_a_session(tmp_path: Path) -> None:
+    """Opening one for each call would cost more than the call."""
+    m = load(tmp_path, random_weights(2, L=2))
+    held = set()
+    for _ in range(3):
+        m.encode_ids([[1, 2], [3]], [0, 1], state=m.state([4, 5]))
+        held.add(m.memory()["workspace"])
+        m.state([6])
+        held.add(m.memory()["workspace"])
+    assert len(held) == 1
+
+
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights(2, L=2))
     state = m.state([1, 2])

@@ -79,6 +79,9 @@ static const char *what_is_missing(cudaError_t status) {
     case cudaErrorInsufficientDriver:
         return "no NVIDIA driver was found (libcuda.so.1), or it is older than this build's CUDA needs";
     case cudaErrorNoDevice: return "the NVIDIA driver sees no device";
+    case cudaErrorInitializationError:
+        return "CUDA does not start in this process; one forked from a process that uses CUDA must be started with "
+               "multiprocessing's \"spawn\"";
     default: return cudaGetErrorString(status);
     }
 }
@@ -153,8 +156,8 @@ static const char *device_describe(const struct device *dev) {
 }
 
 static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fixed) {
-    enum { COLUMNS = 8, SLACK = 4 << 20 }; /* pooled layers to leave room for; what allocations lose to alignment */
-    size_t row = bytes_per_row + cuda_worker_row_bytes(dev, COLUMNS);
+    enum { SLACK = 4 << 20 }; /* what allocations lose to alignment */
+    size_t row = bytes_per_row + cuda_worker_row_bytes(dev, 0);
     return plan_rows(dev->budget, dev->meter->now + bytes_fixed + SLACK, row, dev->sms);
 }
 
