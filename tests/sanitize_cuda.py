@@ -31,8 +31,9 @@ SIZES: dict[str, dict[str, int]] = {
     "heads of 16": {"C": 48, "N": 16, "F": 104, "R": 5, "D": 7, "L": 2},
     "heads of 8": {"C": 64, "N": 8, "F": 224, "R": 8, "D": 64, "L": 2},
     "ranks of 64 and 128": {"C": 128, "N": 32, "F": 64, "R": 64, "D": 128, "L": 1},
+    "wide": {"C": 1152, "N": 64, "F": 64, "L": 1},  # products of few rows are cut differently
 }
-MEMORY = 20 << 20  # of which a quarter is what choosing products may take: keeps their trial small
+MEMORY = 64 << 20  # of which a quarter is what choosing products may take: keeps their trial small
 
 
 def walk(dtypes: list[str]) -> None:

@@ -110,12 +110,14 @@ def test_pooling(tmp_path: Path, pooling: str) -> None:
         assert error(found, expected(weights, ids, pooling)[:, [0, 3]]) < 1e-4
 
 
-def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str) -> None:
-    """Whatever the pass, its neighbours and its kernel: few rows, cublasLt, a recorded pass."""
-    m = on_gpu(tmp_path, rounded(C=256, F=448, R=32, D=64), dtype=dtype)
+@pytest.mark.parametrize("sizes", [{"C": 256, "F": 448, "R": 32, "D": 64}, {"C": 1152, "L": 1}])
+def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str, sizes: dict[str, int]) -> None:
+    """Whatever the pass, its neighbours and its kernel: few rows, cublasLt, a recorded pass. With
+    few rows, narrow and wide products are cut differently."""
+    m = on_gpu(tmp_path, rounded(**sizes), dtype=dtype)
     rng = np.random.default_rng(0)
     ids = random_ids(3, rng.integers(1, 90, 120).tolist())
-    layers = [0, 2, "final"]
+    layers = [0, m.n_blocks - 1, "final"]
     right = m.encode_ids(ids, layers)
     assert np.isfinite(right).all()
     for batch_tokens in (1, 16, 37, 128, 250, 300, 1000, 4000):
