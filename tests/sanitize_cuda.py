@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from tinymodel import load, random_ids, random_weights
 
+from rwkvsts.device import query_cuda
+
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 LIBRARY_KERNELS = ("nvjet", "cutlass", "xmma", "cublas", "gemm", "gemv")
 LENGTHS = [1, 2, 3, 17, 64, 65, 120, 31, 1, 8]  # 312 tokens: more than what "few rows" takes
@@ -108,7 +110,9 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="only 16 bits and few rows")
     args = parser.parse_args()
     if args.walk:
-        walk(["bfloat16", "float16"] + ([] if args.few else ["float32"]), args.few)
+        has_bfloat16 = query_cuda().capability >= (8, 0)
+        dtypes = ["bfloat16"] * has_bfloat16 + ["float16"] + ["float32"] * (not args.few)
+        walk(dtypes, args.few)
     elif not all([run_tool(tool, args.seconds) for tool in args.tools]):  # all run, whatever fails
         raise SystemExit(1)
 
