@@ -37,7 +37,7 @@ def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Pre
         if max_length is None and not len(ending):
             return _not_empty(ids, start, "texts", first)
         pieces = [np.append(ids[a:b][:max_length], ending) for a, b in pairwise(start)]
-        return _pack(pieces, "texts", first)
+        return _not_empty(*_join(pieces), "texts", first)
 
     return prepare
 
@@ -52,12 +52,13 @@ def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
             piece = _integers(ids)
             if piece is None:
                 raise TypeError(f"ids[{first + i}]: expected a list of integers")
-            pieces.append(piece)
-        if not _within(np.concatenate(pieces), n_vocab):  # at once: one by one, a GPU would wait
+            pieces.append(piece if max_length is None else piece[:max_length])
+        joined, start = _join(pieces)
+        if not _within(joined, n_vocab):  # at once: one by one, a GPU would wait
             i, piece = next((i, p) for i, p in enumerate(pieces) if not _within(p, n_vocab))
             found = f"{piece.min()} .. {piece.max()}"
             raise ValueError(f"ids[{first + i}] holds {found}: expected 0 .. {n_vocab - 1}")
-        return _pack([piece[:max_length] for piece in pieces], "ids", first)
+        return _not_empty(joined.astype(np.int32, copy=False), start, "ids", first)
 
     return prepare
 
@@ -125,10 +126,10 @@ def _within(ids: NDArray[Any], n_vocab: int) -> bool:
     return not ids.size or (ids.min() >= 0 and ids.max() < n_vocab)
 
 
-def _pack(pieces: list[NDArray[Any]], name: str, first: int) -> Batch:
+def _join(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     start = np.zeros(len(pieces) + 1, np.int64)
-    np.cumsum([len(piece) for piece in pieces], out=start[1:])
-    return _not_empty(np.concatenate(pieces).astype(np.int32, copy=False), start, name, first)
+    np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=start[1:])
+    return np.concatenate(pieces), start
 
 
 def _not_empty(ids: NDArray[np.int32], start: NDArray[np.int64], name: str, first: int) -> Batch:

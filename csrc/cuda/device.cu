@@ -138,6 +138,7 @@ static enum status device_open(const struct dims *dims, const struct device_opti
     dev->in = options->dtype;
     dev->out = options->dtype == BF16 ? BF16 : F32; /* half would overflow where k or v are large */
     dev->meter = meter;
+    available -= available / 32; /* the driver rounds what it gives, and keeps records of passes itself */
     dev->budget = options->budget && options->budget < available ? options->budget : available;
     dev->pid = (long)getpid();
     dev->sms = p.multiProcessorCount;
