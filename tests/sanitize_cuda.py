@@ -34,7 +34,9 @@ SIZES: dict[str, dict[str, int]] = {
     "heads of 8": {"C": 64, "N": 8, "F": 224, "R": 8, "D": 64, "L": 2},
     "ranks of 64 and 128": {"C": 128, "N": 32, "F": 64, "R": 64, "D": 128, "L": 1},
     "wide": {"C": 1152, "N": 64, "F": 64, "L": 1},  # products of few rows are cut differently
+    "many rows": {"C": 1024, "N": 64, "F": 64, "R": 32, "L": 1},  # norms walk over them
 }
+MANY = [40] * 25  # with the others, beyond eight rows a multiprocessor
 MEMORY = 64 << 20  # of which a quarter is what choosing products may take: keeps their trial small
 
 
@@ -47,10 +49,12 @@ def walk(dtypes: list[str], few: bool) -> None:
             continue
         weights = random_weights(**sizes)
         layers = [*range(sizes["L"]), "final"]
+        many = size == "many rows" and not few
+        all_ids, memory = ids + random_ids(2, MANY) * many, MEMORY * (3 if many else 1)
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:
-                m = load(Path(folder), weights, device="cuda", dtype=dtype, device_memory=MEMORY)
-            right = m.encode_ids(ids, layers)
+                m = load(Path(folder), weights, device="cuda", dtype=dtype, device_memory=memory)
+            right = m.encode_ids(all_ids, layers)[: len(ids)]
             assert np.isfinite(right).all()
             for batch_tokens in (50, 200):
                 found = m.encode_ids(ids, layers, batch_tokens=batch_tokens)

@@ -110,7 +110,14 @@ def test_pooling(tmp_path: Path, pooling: str) -> None:
         assert error(found, expected(weights, ids, pooling)[:, [0, 3]]) < 1e-4
 
 
-@pytest.mark.parametrize("sizes", [{"C": 256, "F": 448, "R": 32, "D": 64}, {"C": 1152, "L": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"C": 256, "F": 448, "R": 32, "D": 64},
+        {"C": 1152, "L": 1},
+        {"C": 1024, "F": 448, "R": 64, "D": 64, "L": 1},
+    ],
+)
 def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str, sizes: dict[str, int]) -> None:
     """Whatever the pass, its neighbours and its kernel: few rows, cublasLt, a recorded pass. With
     few rows, narrow and wide products are cut differently."""
@@ -126,6 +133,11 @@ def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str, sizes: dict[
         assert found.tobytes() == right[order].tobytes(), batch_tokens
     for i in range(0, len(ids), 7):
         assert m.encode_ids([ids[i]], layers)[0].tobytes() == right[i].tobytes()
+    state = m.state(ids[0])
+    right = m.encode_ids(ids, layers, state=state)
+    for batch_tokens in (37, 1000):
+        found = m.encode_ids(ids, layers, batch_tokens=batch_tokens, state=state)
+        assert found.tobytes() == right.tobytes(), batch_tokens
 
 
 def test_a_hundred_repeats_are_equal(tmp_path: Path, bits16: str) -> None:

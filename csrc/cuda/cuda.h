@@ -155,6 +155,21 @@ enum status cuda_channel_shift(struct worker *w, const struct channel_shift *a, 
 enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e);
 enum status shift_first(struct worker *w, const struct time_shift *a, struct error *e); /* temp = a + d maa_x, stats */
 
+/* lerp.cu */
+struct lerp_args {
+    struct meta meta;
+    const float *low; /* [T, 5 k] before tanh */
+    const void *w;    /* [5, C, K] in type, k padded to K with zeros, ordered as pack.cu says */
+    const float *x, *weight, *bias, *slots;
+    const float2 *stats;
+    size_t slot_stride;
+    const float *maa[5];
+    void *mixed[5];
+    int k, C;
+};
+bool lerp_fits(const struct worker *w, const struct lerp_args *a, int K);
+enum status lerp_run(struct worker *w, const struct lerp_args *a, int K, struct error *e);
+
 /* lowrank.cu */
 enum status cuda_time_shift(struct worker *w, const struct time_shift *a, struct error *e);
 enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e);

@@ -3,24 +3,15 @@
  * Down by a product that leaves its sums in float32 (product.cu); up here, where tanh is applied as the sums are read.
  * A warp owns 16 rows and walks over columns, 16 at a time: the rows' fragments stay in registers, a column's weights
  * come once in the order of the fragments, and what follows the product is applied to the sums as they stand. Columns are
- * dealt so that a lane ends with four neighbours: whole sectors are read and written. */
+ * dealt so that a lane ends with four neighbours: whole sectors are read and written. The lerps of many rows are lerp.cu's. */
 #include "cuda.h"
 #include "mma.cuh"
 
 enum { THREADS = 128, WARPS = THREADS / 32, LERPS = 5 };
 
-struct up_args {
-    struct meta meta;
-    const float *low; /* [T, groups * k] before tanh */
-    const void *w;    /* [groups, C, K] in type, k padded to K with zeros, ordered as pack.cu says */
-    int k, C, chunk;  /* columns a warp walks over */
-    /* lerps */
-    const float *x, *weight, *bias, *slots;
-    const float2 *stats;
-    size_t slot_stride;
-    const float *maa[LERPS];
-    void *mixed[LERPS];
-    /* decay */
+/* The decay has one group, and of the lerps' arguments only low, w, k and C. */
+struct up_args : lerp_args {
+    int chunk; /* columns a warp walks over */
     const float *time_decay;
     float *decay;
 };
@@ -51,15 +42,15 @@ static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args
 
 template <typename In>
 static __device__ __forceinline__ void store_lerp(const struct up_args &a, const struct lerp_row &r, int j, int t,
-                                                  int c, float4 mix, float4 m) {
+                                                  int c, float4 mix) {
     store4((In *)a.mixed[j] + (size_t)t * a.C + c,
-           make_float4(lerp(r.a.x, r.before.x, mix.x + m.x), lerp(r.a.y, r.before.y, mix.y + m.y),
-                       lerp(r.a.z, r.before.z, mix.z + m.z), lerp(r.a.w, r.before.w, mix.w + m.w)));
+           make_float4(lerp(r.a.x, r.before.x, mix.x), lerp(r.a.y, r.before.y, mix.y), lerp(r.a.z, r.before.z, mix.z),
+                       lerp(r.a.w, r.before.w, mix.w)));
 }
 
 /* The exponent alone: exp(-exp()) is taken where wkv reads it, which hides it behind its own arithmetic. */
-static __device__ __forceinline__ void store_decay(const struct up_args &a, int t, int c, float4 d, float4 m) {
-    *(float4 *)(a.decay + (size_t)t * a.C + c) = make_float4(d.x + m.x, d.y + m.y, d.z + m.z, d.w + m.w);
+static __device__ __forceinline__ void store_decay(const struct up_args &a, int t, int c, float4 d) {
+    *(float4 *)(a.decay + (size_t)t * a.C + c) = d;
 }
 
 /* Fragments of a row block of tanh(low), for one group: [K/16][4]. */
@@ -85,11 +76,12 @@ static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const stru
         }
 }
 
-/* Sums of 16 rows and 16 columns: out[h] is row lane/4 + 8 h, columns 4 (lane%4) .. + 3 of the 16. Column n of a fragment
+/* Sums of 16 rows and 16 columns, begun with what they are added to: out[h] is row lane/4 + 8 h, columns 4 (lane%4) .. + 3 of the 16. Column n of a fragment
  * stands for 4 (n/2) + n%2, and in its twin for the one two further; pack.cu lays the weights out so. */
 template <typename In, int STEPS>
-static __device__ __forceinline__ void multiply16(float4 out[2], const uint32_t f[STEPS][4], const uint4 w[STEPS]) {
-    float even[4] = {}, odd[4] = {};
+static __device__ __forceinline__ void multiply16(float4 out[2], const uint32_t f[STEPS][4], const uint4 w[STEPS],
+                                                  float4 base) {
+    float even[4] = {base.x, base.y, base.x, base.y}, odd[4] = {base.z, base.w, base.z, base.w};
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
         uint32_t first[2] = {w[s].x, w[s].y}, second[2] = {w[s].z, w[s].w};
@@ -149,12 +141,12 @@ static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(con
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
             float4 sum[2];
-            multiply16<In, STEPS>(sum, f[g], in.w[g]);
+            multiply16<In, STEPS>(sum, f[g], in.w[g], in.base[g]);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 if (t[h] >= T) continue;
-                if constexpr (DECAY) store_decay(a, t[h], c, in.base[g], sum[h]);
-                else store_lerp<In>(a, r[h], g, t[h], c, in.base[g], sum[h]);
+                if constexpr (DECAY) store_decay(a, t[h], c, sum[h]);
+                else store_lerp<In>(a, r[h], g, t[h], c, sum[h]);
             }
         }
     }
@@ -173,14 +165,14 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
         if constexpr (!DECAY)
             r = load_lerp(a, t, a.meta.prev[t], c, *(const float4 *)(a.weight + c), *(const float4 *)(a.bias + c));
         for (int g = 0; g < GROUPS; g++) {
-            float m[4] = {};
+            float4 base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
+            float m[4] = {base.x, base.y, base.z, base.w};
             const float *w = (const float *)a.w + ((size_t)g * a.C + c) * K;
             for (int k = 0; k < a.k; k++)
                 for (int i = 0; i < 4; i++) m[i] = __fmaf_rn(z[g * a.k + k], w[(size_t)i * K + k], m[i]);
-            float4 sum = make_float4(m[0], m[1], m[2], m[3]),
-                   base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
-            if constexpr (DECAY) store_decay(a, t, c, base, sum);
-            else store_lerp<float>(a, r, g, t, c, base, sum);
+            float4 sum = make_float4(m[0], m[1], m[2], m[3]);
+            if constexpr (DECAY) store_decay(a, t, c, sum);
+            else store_lerp<float>(a, r, g, t, c, sum);
         }
     }
 }
@@ -205,6 +197,7 @@ static enum status up(struct worker *w, struct up_args *a, const struct weight *
     a->w = weight->data;
     a->k = weight->k;
     a->C = d->C;
+    if (!DECAY && lerp_fits(w, a, K)) return lerp_run(w, a, K, e);
     /* Long walks load the rows' fragments once; few rows want many warps. */
     a->chunk = 16;
     while (a->chunk < 512 && pieces(w->grid.T, 16) * pieces(d->C, a->chunk) > 32 * w->dev->sms) a->chunk *= 2;

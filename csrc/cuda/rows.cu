@@ -1,59 +1,122 @@
 /* Passes over rows of the stream: embedding, norms with the token shift, pooling.
  *
- * A row's sums run in one order fixed by C alone: each of 256 threads adds its own columns, a butterfly adds a warp's
- * lanes, eight warps are added in turn. A block walks a run of neighbouring rows and keeps the normalised row before in
- * registers; how long the runs are changes no bit. */
+ * A row's sums run in one order fixed by C alone: of 256 columns' owners, four neighbours each, every one adds its own, a
+ * butterfly adds 32 of them, eight such sums are added in turn. Few rows have 256 threads each. Many rows have fewer
+ * threads each, which stand for several of the 256: what a row costs a thread beyond its columns is what bounds the
+ * pass. A block walks a run of neighbouring rows and keeps the normalised row before in registers; how long the runs are
+ * changes no bit. */
 #include "cuda.h"
 #include "mma.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, LONG_RUN = 8 };
+enum { OWNERS = 256, SUMS = OWNERS / 32, FEW = 4 };
 
-/* Sum over the block, the same in every thread. `room` must not be written again before the next barrier. */
-static __device__ __forceinline__ float block_sum(float a, float *room) {
+/* How a row is dealt to TH threads when it takes Q groups of four columns for each owner. Fewer threads than owners: then
+ * every group is there, C being Q times 1024. */
+template <int Q, int TH> struct deal {
+    static constexpr int M = OWNERS / TH, N = Q * M; /* owners a thread stands for; its groups of four columns */
+    static __device__ __forceinline__ constexpr int offset(int i) { /* of group i from the thread's first column */
+        return 4 * (i / M * OWNERS + i % M * TH);
+    }
+    static __device__ __forceinline__ int first(void) {
+        return 4 * (int)threadIdx.x;
+    }
+    static __device__ __forceinline__ bool has(int i, int C) {
+        return TH < OWNERS || first() + offset(i) < C;
+    }
+};
+template <int Q, int TH> struct row {
+    float4 a[deal<Q, TH>::N];
+};
+
+/* Read where it is needed: left to the compiler such loads leave the loop over rows, for registers that are not there. */
+static __device__ __forceinline__ float4 load_again(const float *p) {
+    float4 a;
+    asm volatile("ld.global.nc.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(a.x), "=f"(a.y), "=f"(a.z), "=f"(a.w) : "l"(p));
+    return a;
+}
+#define EACH_GROUP(i) _Pragma("unroll") for (int i = 0; i < deal<Q, TH>::N; i++)
+
+template <int Q, int TH> __device__ __forceinline__ void load_row(row<Q, TH> &r, const float *x, int C) {
+    x += deal<Q, TH>::first();
+    EACH_GROUP(i) {
+        const float4 *at = (const float4 *)(x + deal<Q, TH>::offset(i));
+        r.a[i] = deal<Q, TH>::has(i, C) ? *at : make_float4(0, 0, 0, 0);
+    }
+}
+
+template <int Q, int TH> __device__ __forceinline__ void store_row(const row<Q, TH> &r, float *x, int C) {
+    x += deal<Q, TH>::first();
+    EACH_GROUP(i) {
+        if (deal<Q, TH>::has(i, C)) *(float4 *)(x + deal<Q, TH>::offset(i)) = r.a[i];
+    }
+}
+
+/* Room for the sums of BATCH rows: of the rows, then of their squares. Between two uses of one part lies the barrier of the
+ * other, so neither needs another. */
+template <int BATCH> struct sums {
+    float4 part[2][BATCH][SUMS / 4];
+};
+
+/* Adds M values of each of 32 lanes, every one by the butterfly 16, 8, 4, 2, 1. Lane l is left with value l / (32 / M). */
+template <int M> static __device__ __forceinline__ float butterfly(float a[M]) {
+    int lane = threadIdx.x % 32, distance = 16;
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2) a += __shfl_xor_sync(~0u, a, distance);
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = a;
-    __syncthreads();
-    float sum = room[0];
+    for (int n = M; n > 1; n /= 2, distance /= 2) {
+        bool upper = lane & distance;
 #pragma unroll
-    for (int i = 1; i < WARPS; i++) sum += room[i];
+        for (int i = 0; i < n / 2; i++) {
+            float send = upper ? a[i] : a[i + n / 2], keep = upper ? a[i + n / 2] : a[i];
+            a[i] = keep + __shfl_xor_sync(~0u, send, distance);
+        }
+    }
+    float sum = a[0];
+#pragma unroll
+    for (int d = 16 / M; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
     return sum;
 }
 
-/* Q groups of four columns a thread: group q is columns 4 (q * 256 + thread). */
-template <int Q> struct row {
-    float4 a[Q];
-};
-static __device__ __forceinline__ int column_of(int q) {
-    return 4 * (q * THREADS + (int)threadIdx.x);
-}
-
-template <int Q> __device__ __forceinline__ void load_row(row<Q> &r, const float *x, int C) {
+/* Sums over the block, one a row, the same in every thread. */
+template <int TH, int BATCH>
+static __device__ __forceinline__ void block_sums(float sum[BATCH], float a[BATCH][OWNERS / TH],
+                                                  float4 (*room)[SUMS / 4]) {
+    constexpr int M = OWNERS / TH;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (int q = 0; q < Q; q++)
-        r.a[q] = column_of(q) < C ? *(const float4 *)(x + column_of(q)) : make_float4(0, 0, 0, 0);
-}
-
-template <int Q> __device__ __forceinline__ void store_row(const row<Q> &r, float *x, int C) {
-#pragma unroll
-    for (int q = 0; q < Q; q++)
-        if (column_of(q) < C) *(float4 *)(x + column_of(q)) = r.a[q];
-}
-
-/* Mean and 1 / deviation of a row, by two passes over registers. */
-template <int Q> __device__ __forceinline__ float2 row_stats(const row<Q> &r, int C, float (*room)[WARPS]) {
-    float sum = 0, squares = 0;
-#pragma unroll
-    for (int q = 0; q < Q; q++) sum += (r.a[q].x + r.a[q].y) + (r.a[q].z + r.a[q].w);
-    float mean = __fdiv_rn(block_sum(sum, room[0]), (float)C);
-#pragma unroll
-    for (int q = 0; q < Q; q++) {
-        if (column_of(q) >= C) continue;
-        float x = r.a[q].x - mean, y = r.a[q].y - mean, z = r.a[q].z - mean, w = r.a[q].w - mean;
-        squares += __fadd_rn(__fmaf_rn(x, x, __fmul_rn(y, y)), __fmaf_rn(z, z, __fmul_rn(w, w)));
+    for (int i = 0; i < BATCH; i++) {
+        float mine = butterfly<M>(a[i]);
+        if (lane % (32 / M) == 0) ((float *)room[i])[lane / (32 / M) * (TH / 32) + warp] = mine;
     }
-    float variance = __fdiv_rn(block_sum(squares, room[1]), (float)C);
-    return make_float2(mean, rsqrtf(variance + LN_EPS));
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+        float4 b = room[i][0], c = room[i][1];
+        sum[i] = ((((((b.x + b.y) + b.z) + b.w) + c.x) + c.y) + c.z) + c.w;
+    }
+}
+
+/* Mean and 1 / deviation of each row, by two passes over registers. */
+template <int Q, int TH, int BATCH>
+__device__ __forceinline__ void row_stats(float2 stats[BATCH], const row<Q, TH> r[BATCH], int C, float inverse,
+                                          sums<BATCH> &room) {
+    constexpr int M = deal<Q, TH>::M;
+    float part[BATCH][M] = {}, squares[BATCH][M] = {}, sum[BATCH];
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+        EACH_GROUP(i) part[b][i % M] += (r[b].a[i].x + r[b].a[i].y) + (r[b].a[i].z + r[b].a[i].w);
+    block_sums<TH, BATCH>(sum, part, room.part[0]);
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+        float mean = __fmul_rn(sum[b], inverse);
+        EACH_GROUP(i) {
+            if (!deal<Q, TH>::has(i, C)) continue;
+            float x = r[b].a[i].x - mean, y = r[b].a[i].y - mean, z = r[b].a[i].z - mean, w = r[b].a[i].w - mean;
+            squares[b][i % M] += __fadd_rn(__fmaf_rn(x, x, __fmul_rn(y, y)), __fmaf_rn(z, z, __fmul_rn(w, w)));
+        }
+        stats[b].x = mean;
+    }
+    block_sums<TH, BATCH>(sum, squares, room.part[1]);
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) stats[b].y = rsqrtf(__fmaf_rn(sum[b], inverse, LN_EPS));
 }
 
 static __device__ __forceinline__ float4 normalise4(float4 x, float2 stats, float4 w, float4 b) {
@@ -61,13 +124,13 @@ static __device__ __forceinline__ float4 normalise4(float4 x, float2 stats, floa
                        normalise(x.z, stats.x, stats.y, w.z, b.z), normalise(x.w, stats.x, stats.y, w.w, b.w));
 }
 
-template <int Q>
-__device__ __forceinline__ void normalise_row(row<Q> &r, float2 stats, const float *w, const float *b, int C) {
-#pragma unroll
-    for (int q = 0; q < Q; q++)
-        if (column_of(q) < C)
-            r.a[q] =
-                normalise4(r.a[q], stats, *(const float4 *)(w + column_of(q)), *(const float4 *)(b + column_of(q)));
+template <int Q, int TH>
+__device__ __forceinline__ void normalise_row(row<Q, TH> &r, float2 stats, const float *w, const float *b, int C) {
+    w += deal<Q, TH>::first(), b += deal<Q, TH>::first();
+    EACH_GROUP(i) {
+        int c = deal<Q, TH>::offset(i);
+        if (deal<Q, TH>::has(i, C)) r.a[i] = normalise4(r.a[i], stats, load_again(w + c), load_again(b + c));
+    }
 }
 
 /* ---- embedding ------------------------------------------------------------------------------------------------ */
@@ -79,23 +142,25 @@ struct embed_args {
     const float *weight, *bias;
     float *x;
     int C;
+    float inverse; /* 1 / C */
 };
 
-template <int Q> static __global__ void __launch_bounds__(THREADS) embed_rows(const struct embed_args a) {
-    __shared__ float room[2][WARPS];
+template <int Q> static __global__ void __launch_bounds__(OWNERS) embed_rows(const struct embed_args a) {
+    constexpr int TH = OWNERS;
+    __shared__ sums<1> room;
     int t = blockIdx.x;
     if (t >= *a.T) return;
     size_t from = (size_t)a.ids[t] * a.C;
-    row<Q> r;
-#pragma unroll
-    for (int q = 0; q < Q; q++) {
-        size_t at = from + column_of(q);
-        r.a[q] = column_of(q) >= a.C ? make_float4(0, 0, 0, 0)
-                 : a.dtype == F32    ? load4((const float *)a.table + at)
-                 : a.dtype == F16    ? load4((const half_t *)a.table + at)
-                                     : load4((const bf16 *)a.table + at);
+    row<Q, TH> r;
+    float2 stats;
+    EACH_GROUP(i) {
+        size_t at = from + deal<Q, TH>::first() + deal<Q, TH>::offset(i);
+        r.a[i] = !deal<Q, TH>::has(i, a.C) ? make_float4(0, 0, 0, 0)
+                 : a.dtype == F32          ? load4((const float *)a.table + at)
+                 : a.dtype == F16          ? load4((const half_t *)a.table + at)
+                                           : load4((const bf16 *)a.table + at);
     }
-    float2 stats = row_stats(r, a.C, room);
+    row_stats<Q, TH, 1>(&stats, &r, a.C, a.inverse, room);
     normalise_row(r, stats, a.weight, a.bias, a.C);
     store_row(r, a.x + (size_t)t * a.C, a.C);
 }
@@ -111,56 +176,70 @@ struct shift_args {
     void *out[2];
     float2 *stats;
     int C, run;
+    float inverse; /* 1 / C */
 };
 
-/* The normalised row before `t`; its own sequence's, a state's, or zeros. */
-template <int Q>
-__device__ __forceinline__ void row_before(row<Q> &r, const struct shift_args &a, int prev, float (*room)[WARPS]) {
-    if (prev >= 0) {
-        load_row(r, a.x + (size_t)prev * a.C, a.C);
-        normalise_row(r, row_stats(r, a.C, room), a.weight, a.bias, a.C);
-    } else if (prev == NO_PAST)
-#pragma unroll
-        for (int q = 0; q < Q; q++) r.a[q] = make_float4(0, 0, 0, 0);
-    else load_row(r, a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride, a.C);
-}
-
-template <typename In, int Q>
-__device__ __forceinline__ void store_mix(In *out, const row<Q> &now, const row<Q> &before, const float *mix, int C) {
-#pragma unroll
-    for (int q = 0; q < Q; q++) {
-        if (column_of(q) >= C) continue;
-        float4 m = *(const float4 *)(mix + column_of(q)), n = now.a[q], b = before.a[q];
-        store4(out + column_of(q),
+template <typename In, int Q, int TH>
+__device__ __forceinline__ void store_mix(In *out, const row<Q, TH> &now, const row<Q, TH> &before, const float *mix,
+                                          int C) {
+    out += deal<Q, TH>::first(), mix += deal<Q, TH>::first();
+    EACH_GROUP(i) {
+        int c = deal<Q, TH>::offset(i);
+        if (!deal<Q, TH>::has(i, C)) continue;
+        float4 m = load_again(mix + c), n = now.a[i], b = before.a[i];
+        store4(out + c,
                make_float4(lerp(n.x, b.x, m.x), lerp(n.y, b.y, m.y), lerp(n.z, b.z, m.z), lerp(n.w, b.w, m.w)));
     }
 }
 
-/* OUTS mixed rows, or none: then only the statistics are wanted. */
-template <typename In, int Q, int OUTS>
-static __global__ void __launch_bounds__(THREADS) shift_rows(const struct shift_args a) {
-    __shared__ float room[4][WARPS];
+/* What comes before a sequence's first row of the pass: a state's, or zeros. */
+template <int Q, int TH>
+__device__ __forceinline__ void load_past(row<Q, TH> &r, const struct shift_args &a, int prev) {
+    if (prev <= FROM_SLOT) load_row(r, a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride, a.C);
+    else EACH_GROUP(i) r.a[i] = make_float4(0, 0, 0, 0);
+}
+
+/* OUTS mixed rows, or none: then only the statistics are wanted. BATCH rows share their barriers, and the next ones are on
+ * their way meanwhile. The walk begins one row early, for the row before. */
+template <typename In, int Q, int OUTS, int TH, int BATCH, int PER_SM>
+static __global__ void __launch_bounds__(TH, PER_SM) shift_rows(const struct shift_args a) {
+    __shared__ sums<BATCH> room;
     int first = blockIdx.x * a.run, last = min(first + a.run, a.meta.head[0]);
     if (first >= last) return;
-    row<Q> before, now, next;
-    load_row(next, a.x + (size_t)first * a.C, a.C);
-    for (int t = first; t < last; t++) {
-        int prev = OUTS ? a.meta.prev[t] : 0;
-        now = next;
-        if (t + 1 < last) load_row(next, a.x + (size_t)(t + 1) * a.C, a.C); /* on its way while this one is summed */
-        if (OUTS && (t == first || prev != t - 1)) {
-            row_before(before, a, prev, room);
-            __syncthreads(); /* room is used again at once */
-        }
-        float2 stats = row_stats(now, a.C, room + 2 * (t & 1));
-        normalise_row(now, stats, a.weight, a.bias, a.C);
-        if (a.stats && threadIdx.x == 0) a.stats[t] = stats;
-        if constexpr (OUTS > 0) {
+    row<Q, TH> before, now[BATCH], next[BATCH];
+    int from = OUTS ? first - 1 : first;
 #pragma unroll
-            for (int j = 0; j < OUTS; j++) store_mix((In *)a.out[j] + (size_t)t * a.C, now, before, a.mix[j], a.C);
-            int save = a.meta.save[t];
-            if (save >= 0) store_row(now, a.slots + (size_t)save * a.slot_stride, a.C);
-            before = now;
+    for (int b = 0; b < BATCH; b++) load_row(next[b], a.x + (size_t)min(max(from + b, 0), last - 1) * a.C, a.C);
+    for (; from < last; from += BATCH) {
+        int prev[BATCH], save[BATCH];
+        float2 stats[BATCH];
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            int t = min(max(from + b, 0), last - 1);
+            now[b] = next[b];
+            prev[b] = OUTS ? a.meta.prev[t] : 0;
+            save[b] = OUTS ? a.meta.save[t] : 0;
+        }
+        if (from + BATCH < last)
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) load_row(next[b], a.x + (size_t)min(from + BATCH + b, last - 1) * a.C, a.C);
+        row_stats<Q, TH, BATCH>(stats, now, a.C, a.inverse, room);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            int t = from + b;
+            if (t >= last) break;
+            if (OUTS > 0) normalise_row(now[b], stats[b], a.weight, a.bias, a.C);
+            if (t >= first) {
+                if (a.stats && threadIdx.x == 0) a.stats[t] = stats[b];
+                if constexpr (OUTS > 0) {
+                    if (prev[b] < 0) load_past(before, a, prev[b]);
+#pragma unroll
+                    for (int j = 0; j < OUTS; j++)
+                        store_mix((In *)a.out[j] + (size_t)t * a.C, now[b], before, a.mix[j], a.C);
+                    if (save[b] >= 0) store_row(now[b], a.slots + (size_t)save[b] * a.slot_stride, a.C);
+                }
+            }
+            before = now[b];
         }
     }
 }
@@ -235,7 +314,7 @@ static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct po
 
 /* Calls f.run<Q>() for the number of column groups that C takes. */
 template <typename F> static void for_columns(int C, F f) {
-    int groups = pieces(C, 4 * THREADS);
+    int groups = pieces(C, 4 * OWNERS);
     if (groups <= 1) f.template run<1>();
     else if (groups <= 2) f.template run<2>();
     else if (groups <= 4) f.template run<4>();
@@ -246,27 +325,39 @@ struct embed_launch {
     struct worker *w;
     struct embed_args args;
     template <int Q> void run() const {
-        embed_rows<Q><<<(unsigned)w->grid.T, THREADS, 0, w->stream>>>(args);
+        embed_rows<Q><<<(unsigned)w->grid.T, OWNERS, 0, w->stream>>>(args);
     }
 };
 
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e) {
     struct embed_args args = {
-        w->meta.head,           w->meta.ids, a->table->data, w->dev->table_dtype, vector_of(a->ln0.weight),
-        vector_of(a->ln0.bias), a->x,        w->dev->dims.C};
+        w->meta.head,           w->meta.ids, a->table->data, w->dev->table_dtype,         vector_of(a->ln0.weight),
+        vector_of(a->ln0.bias), a->x,        w->dev->dims.C, 1.0f / (float)w->dev->dims.C};
     for_columns(args.C, embed_launch{w, args});
     return LAUNCHED(w, "the embedding", e);
 }
+
+/* How many rows are walked where every group of columns is there: threads a row, walks a multiprocessor. */
+template <int Q> struct many {
+    static constexpr int threads = Q == 1 ? 64 : 128, walks = Q == 1 ? 8 : Q == 2 ? 4 : 3;
+};
 
 struct shift_launch {
     struct worker *w;
     struct shift_args args;
     int outs;
-    template <typename In, int Q> void run_as() const {
+    template <typename In, int Q, int TH, int BATCH, int PER_SM> void run_as() const {
         unsigned blocks = (unsigned)pieces(w->grid.T, args.run);
-        if (outs == 0) shift_rows<In, Q, 0><<<blocks, THREADS, 0, w->stream>>>(args);
-        else if (outs == 1) shift_rows<In, Q, 1><<<blocks, THREADS, 0, w->stream>>>(args);
-        else shift_rows<In, Q, 2><<<blocks, THREADS, 0, w->stream>>>(args);
+        if (outs == 0) shift_rows<In, Q, 0, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
+        else if (outs == 1) shift_rows<In, Q, 1, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
+        else shift_rows<In, Q, 2, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
+    }
+    template <typename In, int Q> void run_as() const {
+        constexpr int batch = Q < 8 ? 2 : 1, blocks = Q < 4 ? 3 : 1;
+        bool walked = args.run > 1 && args.C == 4 * OWNERS * Q;
+        if constexpr (Q < 8)
+            if (walked) return run_as<In, Q, many<Q>::threads, 1, many<Q>::walks>();
+        run_as<In, Q, OWNERS, batch, blocks>();
     }
     template <int Q> void run() const {
         if (w->dev->in == BF16) run_as<bf16, Q>();
@@ -286,7 +377,9 @@ static struct shift_args shift_args_of(const struct worker *w, const float *x, s
     if (slots) args.slots = const_cast<float *>(slots) + (size_t)layer * (size_t)d->C;
     args.slot_stride = (size_t)d->L * (size_t)d->C;
     args.C = d->C;
-    args.run = w->grid.T >= LONG_RUN * 2 * w->dev->sms ? LONG_RUN : 1;
+    args.inverse = 1.0f / (float)d->C;
+    int walks = d->C <= 4 * OWNERS ? many<1>::walks : d->C <= 8 * OWNERS ? many<2>::walks : many<4>::walks;
+    args.run = w->grid.T <= FEW * w->dev->sms ? 1 : pieces(w->grid.T, walks * w->dev->sms);
     return args;
 }
 
