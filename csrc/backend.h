@@ -44,7 +44,8 @@ struct norm {
 };
 
 /* The ragged batch of one pass: consecutive pieces of sequences, packed without padding. Piece s is rows
- * start[s] .. start[s+1]. Only the first piece can continue an earlier pass and only the last go on in a later one. */
+ * start[s] .. start[s+1]. Only the first piece can continue an earlier pass and only the last go on in a later one, cut
+ * at a multiple of the grain. */
 enum pooling { POOL_MEAN, POOL_LAST, POOL_WEIGHTED, POOL_MAX };
 
 struct pass {
@@ -153,6 +154,11 @@ struct backend {
     void (*worker_close)(struct worker *w);
     /* Rows a pass should have when the caller does not say, given what rwkv6.c allocates for each and the pooled rows. */
     int (*rows)(struct device *dev, size_t bytes_per_row, size_t bytes_fixed);
+    /* A pass may cut a sequence only after a multiple of so many of its tokens, counted from where this run starts it:
+     * what is computed together does not change with the pass then. A pass has at least so many rows. A text that goes
+     * on from a given state counts from there: it has the bits of the whole text where what came before was a multiple,
+     * and agrees to rounding elsewhere. */
+    int (*grain)(const struct device *dev);
     size_t (*in_bytes)(const struct device *dev), (*out_bytes)(const struct device *dev); /* element sizes */
 
     enum status (*alloc)(struct worker *w, size_t bytes, void **out, struct error *e); /* freed with the worker */
@@ -180,7 +186,7 @@ struct backend {
 const struct backend *cpu_backend(void);
 
 /* The CUDA backend is a shared library of its own that exports this one symbol. */
-#define CUDA_BACKEND_ABI 1
+#define CUDA_BACKEND_ABI 2
 #define CUDA_BACKEND_SYMBOL "rwkvsts_cuda_backend"
 typedef const struct backend *(*cuda_backend_entry)(int abi);
 

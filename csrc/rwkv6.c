@@ -17,7 +17,7 @@ struct session {
     struct rwkv6 *m;
     const struct backend *be;
     struct worker *w;
-    int rows, sequences, states;
+    int rows, grain, sequences, states;
     /* One slab a row; buffers share memory where their lives do not overlap, as session_slice says. */
     float *x, *decay;
     void *mixed[MIXES], *y, *r, *k, *v, *g, *ffn_k, *ffn_r, *ffn_mixed_k, *ffn_mixed_r;
@@ -204,6 +204,8 @@ enum status rwkv6_session_open(struct rwkv6 *m, int rows, int columns, int state
     size_t pooled = (size_t)columns * (size_t)m->dims.C * sizeof(float); /* a sequence */
     size_t row = session_slice(s, 1024, NULL) / 1024 + pooled / MEAN_LENGTH;
     s->rows = rows ? rows : m->be->rows(m->dev, row, fixed + FEW * pooled);
+    s->grain = m->be->grain(m->dev);
+    if (s->rows < s->grain) s->rows = s->grain;
     s->sequences = s->rows / MEAN_LENGTH > FEW ? s->rows / MEAN_LENGTH : s->rows < FEW ? s->rows : FEW;
     enum status st = m->be->worker_open(m->dev, s->rows, s->sequences, columns, &s->w, e);
     if (st == OK) st = session_alloc(s, e);
@@ -248,7 +250,8 @@ struct cursor {
     int carry; /* which of the two carry slots holds the sequence that goes on */
 };
 
-/* Fills the pass with the next `rows` tokens, cutting the last sequence where it must; returns the sequences that end. */
+/* Fills the pass with the next tokens, at most `rows`, cutting the last sequence where the backend lets it; returns the
+ * sequences that end. */
 static int fill_pass(struct session *s, const struct request *r, struct cursor *at) {
     int32_t *start = s->numbers, *before = start + s->rows + 1, *total = before + s->rows;
     int32_t *from = total + s->rows, *to = from + s->rows;
@@ -256,13 +259,15 @@ static int fill_pass(struct session *s, const struct request *r, struct cursor *
     s->pass.ids = r->ids + r->start[at->sequence] + at->token;
     while (T < s->rows && S < s->sequences && at->sequence < r->S && !(r->last && finished == s->states)) {
         int64_t length = r->start[at->sequence + 1] - r->start[at->sequence], left = length - at->token;
-        bool ends = left <= s->rows - T;
+        int room = s->rows - T, cut = room / s->grain * s->grain;
+        bool ends = left <= room;
+        if (!ends && !cut) break;
         start[S] = T;
         before[S] = (int32_t)at->token;
         total[S] = (int32_t)length;
         from[S] = at->token ? CARRY + at->carry : r->first ? FIRST : -1;
         to[S] = !ends ? CARRY + !at->carry : r->last ? LAST + finished : -1;
-        T += ends ? (int)left : s->rows - T;
+        T += ends ? (int)left : cut;
         S++;
         finished += ends;
         if (ends) *at = (struct cursor){at->sequence + 1, 0, at->carry};

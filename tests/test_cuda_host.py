@@ -20,7 +20,7 @@ from rwkvsts import DeviceError
 from rwkvsts.device import CUDA_LIBRARY, query_cuda
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ABI = 1  # CUDA_BACKEND_ABI of csrc/backend.h
+ABI = 2  # CUDA_BACKEND_ABI of csrc/backend.h
 
 
 def c_compiler() -> str:

@@ -74,6 +74,11 @@ static const char *device_describe(const struct device *dev) {
     return dev->name;
 }
 
+static int device_grain(const struct device *dev) {
+    (void)dev;
+    return 1;
+}
+
 static size_t device_in_bytes(const struct device *dev) {
     return dtype_bytes(dev->dtype);
 }
@@ -266,6 +271,7 @@ const struct backend *cpu_backend(void) {
         .worker_open = worker_open,
         .worker_close = worker_close,
         .rows = device_rows,
+        .grain = device_grain,
         .in_bytes = device_in_bytes,
         .out_bytes = device_out_bytes,
         .alloc = worker_alloc,

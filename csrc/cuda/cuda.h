@@ -83,12 +83,13 @@ struct worker {
         int T, S;
     } grid; /* what launches are sized for: the pass's own numbers, or its bucket's */
     struct meta meta;
-    int *numbers;  /* device, what meta points into */
-    void *temp;    /* [rows, C] in or out type: the mixed input of time_shift, the product of GATE_ADD */
-    float *low;    /* [rows, max(5R, D)] */
-    float2 *stats; /* [rows] mean, 1 / deviation */
-    float *pooled; /* [sequences, columns, C] */
-    float *carry;  /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
+    int *numbers;       /* device, what meta points into */
+    void *temp;         /* [rows, C] in or out type: the mixed input of time_shift, the product of GATE_ADD */
+    float *low;         /* [rows, max(5R, D)] */
+    struct decay decay; /* what wkv makes for itself out of low, where chunk_fits */
+    float2 *stats;      /* [rows] mean, 1 / deviation */
+    float *pooled;      /* [sequences, columns, C] */
+    float *carry; /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
     struct flight flights[FLIGHTS];
     int turn;
     bool pool_waits; /* the pooled rows of the pass before may still be leaving */
@@ -177,5 +178,10 @@ enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e)
 /* wkv.cu */
 enum status cuda_wkv(struct worker *w, const struct wkv *a, struct error *e);
 bool wkv_fits(int N);
+
+/* wkv_chunk.cu: heads of 64 in bfloat16. `decay` leaves its low rank in w->low and itself in w->decay. */
+enum { CHUNK_GRAIN = 64 };
+bool chunk_fits(const struct device *dev);
+enum status chunk_run(struct worker *w, const struct wkv *a, float *slots, size_t slot_stride, struct error *e);
 
 #endif

@@ -162,6 +162,10 @@ static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fi
     return plan_rows(dev->budget, dev->meter->now + bytes_fixed + SLACK, row, dev->sms);
 }
 
+static int device_grain(const struct device *dev) {
+    return chunk_fits(dev) ? CHUNK_GRAIN : 1;
+}
+
 static size_t device_in_bytes(const struct device *dev) {
     return dtype_bytes(dev->in);
 }
@@ -188,10 +192,10 @@ EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size
 
 EXPORT const struct backend *rwkvsts_cuda_backend(int abi) {
     static const struct backend backend = {
-        device_open,       device_close, device_describe, cuda_pack,          cuda_unpack, cuda_worker_open,
-        cuda_worker_close, device_rows,  device_in_bytes, device_out_bytes,   cuda_alloc,  cuda_upload,
-        cuda_download,     cuda_begin,   cuda_end,        cuda_finish,        cuda_embed,  cuda_time_shift,
-        cuda_gemm,         cuda_decay,   cuda_wkv,        cuda_channel_shift, cuda_pool,
+        device_open,       device_close,  device_describe, cuda_pack,       cuda_unpack,        cuda_worker_open,
+        cuda_worker_close, device_rows,   device_grain,    device_in_bytes, device_out_bytes,   cuda_alloc,
+        cuda_upload,       cuda_download, cuda_begin,      cuda_end,        cuda_finish,        cuda_embed,
+        cuda_time_shift,   cuda_gemm,     cuda_decay,      cuda_wkv,        cuda_channel_shift, cuda_pool,
     };
     return abi == CUDA_BACKEND_ABI ? &backend : NULL;
 }

@@ -230,6 +230,8 @@ enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e)
     struct product down = {a->w1->data, a->mixed_w, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
     struct up_args args = {};
     TRY(product_run(w, PLAN_DECAY_DOWN, &down, 1, e));
+    w->decay = *a;
+    if (chunk_fits(w->dev)) return OK;
     args.time_decay = vector_of(a->time_decay);
     args.decay = a->decay;
     return up<true>(w, &args, a->w2, e);

@@ -291,7 +291,8 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
     case 8: wkv_plain<In, Out, 8><<<blocks, 32, 0, stream>>>(a); break;
     case 16: wkv_plain<In, Out, 16><<<blocks, 32, 0, stream>>>(a); break;
     case 32: wkv_plain<In, Out, 32><<<blocks, 32, 0, stream>>>(a); break;
-    case 64:
+    case HEAD: /* bfloat16 has a kernel of its own */
+        if constexpr (sizeof(Out) == 2) break;
         cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout,
                              cudaSharedmemCarveoutMaxShared);
         wkv_64<In, Out><<<blocks, THREADS, 0, stream>>>(a);
@@ -302,7 +303,9 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
 
 enum status cuda_wkv(struct worker *w, const struct wkv *a, struct error *e) {
     const struct dims *d = &w->dev->dims;
-    size_t layer = (size_t)d->C * (size_t)d->N;
+    size_t layer = (size_t)d->C * (size_t)d->N, stride = (size_t)d->L * layer;
+    float *slots = const_cast<float *>(w->pass.wkv) + (size_t)a->layer * layer;
+    if (chunk_fits(w->dev)) return chunk_run(w, a, slots, stride, e);
     struct wkv_args args = {w->meta,
                             a->r,
                             a->k,
@@ -312,8 +315,8 @@ enum status cuda_wkv(struct worker *w, const struct wkv *a, struct error *e) {
                             vector_of(a->u),
                             vector_of(a->ln_x.weight),
                             vector_of(a->ln_x.bias),
-                            const_cast<float *>(w->pass.wkv) + (size_t)a->layer * layer,
-                            (size_t)d->L * layer,
+                            slots,
+                            stride,
                             a->out,
                             d->C,
                             d->H};
