@@ -68,6 +68,7 @@ static void amx_multiply(int c, int a, int b) {
 }
 
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
@@ -75,5 +76,6 @@ static void amx_multiply(int c, int a, int b) {
 #define _tile_release() amx_release()
 #define _tile_zero(t) amx_zero(t)
 #define _tile_loadd(t, base, stride) amx_load(t, base, stride)
+#define _tile_stream_loadd(t, base, stride) amx_load(t, base, stride)
 #define _tile_stored(t, base, stride) amx_store(t, base, stride)
 #define _tile_dpbf16ps(c, a, b) amx_multiply(c, a, b)

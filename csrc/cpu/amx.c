@@ -1,8 +1,8 @@
 /* AMX-BF16: eight tile registers of 16 rows by 64 bytes; TDPBF16PS multiplies two into a third.
  *
  * A tile of rows is 32 by one panel: four sums (0..3), two inputs (4, 5), two weights (6, 7), so each load feeds two
- * products. The rate is that of the second-level cache: block sizes keep inputs there, and while one panel is
- * multiplied the next panel's weights and the next block of inputs are fetched. Absent rows of inputs are zeros. */
+ * products. The second-level cache gives a line in the time a product wants one: block sizes keep the inputs there, a
+ * chunk of weights in the first level, and weights to come are fetched meanwhile. Absent rows of inputs are zeros. */
 #if defined(__x86_64__)
 #include "kernels.h"
 
@@ -33,9 +33,20 @@ static void leave(void) {
     _tile_release();
 }
 
+/* Whole lines that each of a call's steps fetches. */
+static size_t lines_a_step(const struct tile *t) {
+    return t->soon_bytes / ((size_t)t->k / K_STEP) / LINE;
+}
+
+static inline __attribute__((always_inline)) const char *fetch(const char *soon, size_t lines) {
+    for (size_t i = 0; i < lines; i++, soon += LINE) _mm_prefetch(soon, _MM_HINT_T1);
+    return soon;
+}
+
 /* Sixteen rows or fewer: one tile of inputs against two of weights. */
 static void tile_low(const struct tile *t) {
-    const char *a = t->a, *w = t->w;
+    const char *a = t->a, *w = t->w, *soon = t->soon;
+    size_t lines = lines_a_step(t);
     _tile_zero(0);
     _tile_zero(1);
     if (!t->first) {
@@ -43,9 +54,10 @@ static void tile_low(const struct tile *t) {
         _tile_loadd(1, t->c + 16, SUM_STRIDE);
     }
     for (int step = 0; step < t->k; step += K_STEP) {
-        _tile_loadd(4, a, LINE);
+        _tile_stream_loadd(4, a, LINE);
         _tile_loadd(6, w, WEIGHT_STRIDE);
         _tile_dpbf16ps(0, 4, 6);
+        soon = fetch(soon, lines);
         _tile_loadd(7, w + LINE, WEIGHT_STRIDE);
         _tile_dpbf16ps(1, 4, 7);
         a += 2 * TILE_BYTES;
@@ -55,15 +67,10 @@ static void tile_low(const struct tile *t) {
     _tile_stored(1, t->c + 16, SUM_STRIDE);
 }
 
-/* Whole lines of `bytes` that each of `steps` steps fetches. */
-static size_t share(size_t bytes, size_t steps) {
-    return bytes / steps / LINE * LINE;
-}
-
+/* Inputs are read past the first-level cache, which is for the weights: all tiles of rows come back to those. */
 static void tile_full(const struct tile *t) {
-    const char *a = t->a, *w = t->w, *weights = t->weights.p, *inputs = t->inputs.p;
-    size_t steps = (size_t)(t->k / K_STEP), weights_step = share(t->weights.bytes, steps);
-    size_t inputs_step = share(t->inputs.bytes, steps);
+    const char *a = t->a, *w = t->w, *soon = t->soon;
+    size_t lines = lines_a_step(t);
     float *high = t->c, *low = high + 16 * PANEL;
     _tile_zero(0);
     _tile_zero(1);
@@ -76,18 +83,15 @@ static void tile_full(const struct tile *t) {
         _tile_loadd(3, low + 16, SUM_STRIDE);
     }
     for (int step = 0; step < t->k; step += K_STEP) {
-        _tile_loadd(4, a, LINE);
+        _tile_stream_loadd(4, a, LINE);
         _tile_loadd(6, w, WEIGHT_STRIDE);
-        _tile_loadd(7, w + LINE, WEIGHT_STRIDE);
         _tile_dpbf16ps(0, 4, 6);
+        soon = fetch(soon, lines);
+        _tile_loadd(7, w + LINE, WEIGHT_STRIDE);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + TILE_BYTES, LINE);
+        _tile_stream_loadd(5, a + TILE_BYTES, LINE);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        for (size_t i = 0; i < weights_step; i += LINE) _mm_prefetch(weights + i, _MM_HINT_T1);
-        for (size_t i = 0; i < inputs_step; i += LINE) _mm_prefetch(inputs + i, _MM_HINT_T1);
-        weights += weights_step;
-        inputs += inputs_step;
         a += 2 * TILE_BYTES;
         w += 2 * TILE_BYTES;
     }
@@ -107,7 +111,8 @@ void kernels_amx(struct kernels *k) {
         .layout = PACKED_TILES,
         .tile_rows = TILE_ROWS,
         .k_step = K_STEP,
-        .k_block = 512,
+        .k_block = 2048,
+        .k_chunk = 512,
         .run = {NULL, tile_amx},
         .enter = enter,
         .leave = leave,

@@ -78,7 +78,13 @@ static void tile_pairs(const struct tile *t) {
 void kernels_avx512bf16(struct kernels *k) {
     fill_rows(k);
     k->bf16 = (struct tile_product){
-        .layout = PACKED_PAIRS, .tile_rows = TILE_ROWS, .k_step = 2, .k_block = 1024, .run = {NULL, tile_pairs}};
+        .layout = PACKED_PAIRS,
+        .tile_rows = TILE_ROWS,
+        .k_step = 2,
+        .k_block = 1024,
+        .k_chunk = 1024,
+        .run = {NULL, tile_pairs},
+    };
 }
 
 #include "target_end.h"

@@ -187,7 +187,7 @@ static size_t slice_scratch(const struct device *dev, char *slab, struct thread_
     s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C));
     s->packed_z = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, inner));
     s->state = cut(slab, &used, (size_t)d->N * (size_t)wkv_padded(d->N) * sizeof(float));
-    s->sums = cut(slab, &used, gemm_sums_bytes(dev->product, ROW_BLOCK));
+    s->products = cut(slab, &used, gemm_scratch_bytes(dev->product, ROW_BLOCK));
     return used;
 }
 

@@ -156,30 +156,47 @@ void gemm_pack_input(const struct tile_product *product, bool bf16, const void *
 
 /* ---- product ------------------------------------------------------------------------------------------------ */
 
-size_t gemm_sums_bytes(const struct tile_product *product, int rows) {
-    return (size_t)round_up(rows, product->tile_rows) * PANEL * PANEL_BLOCK * sizeof(float);
+static size_t sums_floats(const struct tile_product *product, int rows) {
+    return (size_t)round_up(rows, product->tile_rows) * PANEL * PANEL_BLOCK;
 }
 
-/* A walk over a part: inputs k .. k + step of `panel`, then the next panel, then the next inputs. */
+static size_t widened_floats(const struct tile_product *product) {
+    return product->widen ? (size_t)product->k_block * PANEL : 0;
+}
+
+size_t gemm_scratch_bytes(const struct tile_product *product, int rows) {
+    return (sums_floats(product, rows) + widened_floats(product)) * sizeof(float);
+}
+
+/* A walk over a part: a chunk of inputs of a panel, the next chunks of its block, the next panel, the next block. */
 struct walk {
     const struct tile_product *product;
     const struct gemm_part *part;
-    int tiles, k_block, k, panel;
+    float *sums, *widened; /* widened: NULL where the kernel reads the weights as they are */
+    int tiles, k_block, k_chunk;
+    int block, panel, k; /* where the walk stands: first input of the block, panel, first input of the chunk */
 };
 
-static int walk_step(const struct walk *at) {
-    return least(at->k_block, at->part->weight->k_padded - at->k);
+static int walk_block_end(const struct walk *at) {
+    return least(at->block + at->k_block, at->part->weight->k_padded);
 }
 
-static struct walk walk_next(struct walk at) {
-    if (++at.panel < at.part->panels) return at;
-    at.panel = 0;
-    at.k += at.k_block;
-    return at;
+static int walk_step(const struct walk *at) {
+    return least(at->k_chunk, walk_block_end(at) - at->k);
 }
 
 static bool walk_ended(const struct walk *at) {
-    return at->k >= at->part->weight->k_padded;
+    return at->block >= at->part->weight->k_padded;
+}
+
+static void walk_on(struct walk *at) {
+    at->k += at->k_chunk;
+    if (at->k < walk_block_end(at)) return;
+    if (++at->panel == at->part->panels) {
+        at->panel = 0;
+        at->block += at->k_block;
+    }
+    at->k = at->block;
 }
 
 static const unsigned char *walk_weights(const struct walk *at) {
@@ -193,57 +210,69 @@ static const char *walk_input(const struct walk *at, int tile) {
     return (const char *)at->part->in + ((size_t)tile * k + (size_t)at->k) * tile_rows * input_element(at->product);
 }
 
-/* A panel's calls share the fetching of the next weights, all panels' calls that of the next block of inputs. */
-static void fetch_ahead(const struct walk *at, int tile, struct tile *t) {
-    const struct walk next = walk_next(*at),
-                      block = {at->product, at->part, at->tiles, at->k_block, at->k + at->k_block, 0};
-    t->weights = t->inputs = (struct soon){NULL, 0};
-    if (walk_ended(&next)) return;
-    size_t weight_bytes = (size_t)walk_step(&next) * PANEL * dtype_bytes(at->part->weight->dtype) / (size_t)at->tiles;
-    t->weights = (struct soon){walk_weights(&next) + (size_t)tile * weight_bytes, weight_bytes};
-    if (walk_ended(&block)) return;
-    size_t input_bytes = (size_t)walk_step(&block) * (size_t)at->product->tile_rows * input_element(at->product) /
-                         (size_t)at->part->panels;
-    t->inputs = (struct soon){walk_input(&block, tile) + (size_t)at->panel * input_bytes, input_bytes};
+/* Sums of one tile of rows and the panel; those of other panels wait beside them only where K is cut into blocks. */
+static float *walk_sums(const struct walk *at, int tile) {
+    int panel = at->k_block < at->part->weight->k_padded ? at->panel : 0;
+    return at->sums + (size_t)(panel * at->tiles + tile) * (size_t)at->product->tile_rows * PANEL;
 }
 
-/* All rows of a part times one panel's inputs k .. k + step. */
-static void gemm_panel(const struct walk *at, finish_kernel *apply, const struct finish *finish, float *sums) {
+/* Chunks between the multiplying of weights and the fetching of those to come: 64 to 128 KiB. */
+enum { AHEAD = 4 };
+
+/* What each of this chunk's calls fetches. */
+static void fetch_ahead(const struct walk *at, struct tile *t) {
+    struct walk later = *at;
+    for (int i = 0; i < AHEAD && !walk_ended(&later); i++) walk_on(&later);
+    if (walk_ended(&later)) return;
+    t->soon = (const char *)walk_weights(&later);
+    t->soon_bytes = (size_t)walk_step(&later) * PANEL * dtype_bytes(at->part->weight->dtype) / (size_t)at->tiles;
+}
+
+/* All rows of a part times one panel's chunk of inputs. */
+static void gemm_chunk(const struct walk *at, finish_kernel *apply, const struct finish *finish) {
     const struct gemm_part *part = at->part;
     const struct packed *w = part->weight;
     int tile_rows = at->product->tile_rows, column = (part->panel + at->panel) * PANEL;
     struct tile t = {.k = walk_step(at), .w = walk_weights(at), .first = at->k == 0};
-    for (int i = 0; i < at->tiles; i++) {
+    tile_kernel *run = at->product->run[w->dtype == BF16];
+    if (at->widened) {
+        at->product->widen(t.k, t.w, at->widened);
+        t.w = at->widened;
+        run = at->product->run[false];
+    }
+    fetch_ahead(at, &t);
+    for (int i = 0; i < at->tiles; i++, t.soon += t.soon_bytes) {
         int first = i * tile_rows;
         t.m = least(tile_rows, part->rows - first);
         t.a = walk_input(at, i);
-        t.c = sums + (size_t)(at->panel * at->tiles + i) * (size_t)tile_rows * PANEL;
-        fetch_ahead(at, i, &t);
-        at->product->run[w->dtype == BF16](&t);
+        t.c = walk_sums(at, i);
+        run(&t);
         if (at->k + t.k == w->k_padded)
             apply(finish, t.m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, t.c);
     }
 }
 
-/* K in blocks, so that a block of inputs stays in the second-level cache and a panel's block in the first; sums wait in
- * `sums` between the blocks, which keeps their order: ascending k, whatever the blocking. A few rows stay in the cache
- * as they are: then a panel is one long read, which memory likes best. */
+/* Sums wait in memory between chunks and blocks, which keeps their order: ascending k, whatever the blocking. A few rows
+ * stay in the cache as they are: then a panel is one long read, which memory likes best. */
 static void gemm_panels(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
-                        const struct finish *finish, float *sums) {
-    struct walk at = {
-        .product = product, .part = part, .tiles = round_up(part->rows, product->tile_rows) / product->tile_rows};
-    at.k_block = part->rows <= FEW_ROWS ? part->weight->k_padded : product->k_block;
+                        const struct finish *finish, float *scratch) {
+    bool few = part->rows <= FEW_ROWS;
+    struct walk at = {.product = product, .part = part, .sums = scratch, .k_chunk = product->k_chunk};
+    at.tiles = round_up(part->rows, product->tile_rows) / product->tile_rows;
+    at.k_block = few ? part->weight->k_padded : product->k_block;
+    if (few && product->k_chunk == product->k_block) at.k_chunk = at.k_block;
+    if (product->widen && part->weight->dtype == BF16 && !few) at.widened = scratch + sums_floats(product, part->rows);
     if (product->enter) product->enter();
-    for (; !walk_ended(&at); at = walk_next(at)) gemm_panel(&at, apply, finish, sums);
+    for (; !walk_ended(&at); walk_on(&at)) gemm_chunk(&at, apply, finish);
     if (product->leave) product->leave();
 }
 
 void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
-                const struct finish *finish, float *sums) {
+                const struct finish *finish, float *scratch) {
     for (int j = 0; j < part->panels; j += PANEL_BLOCK) {
         struct gemm_part few = *part;
         few.panel += j;
         few.panels = least(PANEL_BLOCK, part->panels - j);
-        gemm_panels(product, apply, &few, finish, sums);
+        gemm_panels(product, apply, &few, finish, scratch);
     }
 }

@@ -15,7 +15,7 @@ struct packed {
     unsigned char *data;
 };
 
-enum { ROW_BLOCK = 256, PANEL_BLOCK = 8, FEW_ROWS = 64 };
+enum { ROW_BLOCK = 256, PANEL_BLOCK = 16, FEW_ROWS = 64 };
 
 /* Packs a LINEAR, LORA_DOWN or LORA_UP array for a device whose products read `in` type. bfloat16 weights stay bfloat16
  * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */
@@ -36,7 +36,7 @@ void gemm_pack_input(const struct tile_product *product, bool bf16, const void *
                      void *out);
 
 /* Scratch of gemm_block for that many rows. */
-size_t gemm_sums_bytes(const struct tile_product *product, int rows);
+size_t gemm_scratch_bytes(const struct tile_product *product, int rows);
 
 /* Panels panel .. panel + panels of group g, for rows packed in `in`: rows row .. row + rows of the output. */
 struct gemm_part {
@@ -47,6 +47,6 @@ struct gemm_part {
     size_t row;
 };
 void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
-                const struct finish *finish, float *sums);
+                const struct finish *finish, float *scratch);
 
 #endif

@@ -20,25 +20,25 @@ enum { PANEL = 32 };
 enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
 
 /* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k.
- * For a kernel that outruns memory: what calls to come will read, this call's share of it, to be fetched meanwhile. */
-struct soon {
-    const void *p;
-    size_t bytes;
-};
+ * For a kernel that outruns memory: `soon` are weights of calls to come, this call's share, to be fetched meanwhile. */
 struct tile {
     int m, k;
     const void *a, *w;
     float *c;
     bool first;
-    struct soon weights, inputs;
+    const char *soon;
+    size_t soon_bytes;
 };
 typedef void tile_kernel(const struct tile *t);
 
 struct tile_product {
     enum input_layout layout;
-    int tile_rows, k_step, k_block;      /* k_block: inputs multiplied before going on to the next panel */
-    tile_kernel *run[2];                 /* by weights: F32, BF16; NULL where weights are never packed so */
-    void (*enter)(void), (*leave)(void); /* around the calls of a block; may be NULL */
+    int tile_rows, k_step;
+    int k_block; /* inputs that all panels are multiplied with before the next: a block of rows in the second-level cache */
+    int k_chunk; /* inputs that all tiles of rows are multiplied with before the next: a panel in the first-level cache */
+    tile_kernel *run[2]; /* by weights: F32, BF16; NULL where weights are never packed so */
+    void (*widen)(int k, const void *pairs, float *panel); /* a panel of BF16 as one of F32; NULL where run[0] is */
+    void (*enter)(void), (*leave)(void);                   /* around the calls of a block; may be NULL */
 };
 
 /* What happens to a tile of y while it is in the first-level cache. The first six are the verbs' own. */

@@ -19,7 +19,9 @@ VECTOR_FN void fill_products(struct kernels *k) {
         .tile_rows = TILE_ROWS,
         .k_step = 2, /* pairs; float32 weights share it for the sake of one layout of the inputs */
         .k_block = 1024,
+        .k_chunk = 1024,
         .run = {tile_f32, tile_widened},
+        .widen = widen,
     };
 }
 #endif

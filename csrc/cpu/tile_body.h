@@ -59,3 +59,14 @@ static void tile_f32(const struct tile *t) {
 static void tile_widened(const struct tile *t) {
     tile_of(t, true);
 }
+
+/* Widening within tile_widened takes instructions of every tile of rows: many tiles share a widened panel instead. */
+static void widen(int k, const void *pairs, float *panel) {
+    const float *w = pairs;
+    for (int step = 0; step < k; step += 2, w += PANEL, panel += 2 * PANEL)
+        for (int j = 0; j < PANEL; j += LANES) {
+            uvec pair = (uvec)load(w + j);
+            store(panel + j, (vec)(pair << 16));
+            store(panel + PANEL + j, (vec)(pair & 0xffff0000));
+        }
+}

@@ -126,7 +126,7 @@ static void multiply(struct worker *w, int thread, const struct weight *weight, 
     gemm_block(
         dev->product, dev->kernels.rows.finish,
         &(struct gemm_part){.weight = p, .g = g, .panels = p->panels, .in = packed, .rows = rows.count, .row = row},
-        finish, w->scratch[thread].sums);
+        finish, w->scratch[thread].products);
 }
 
 struct time_shift_job {
@@ -225,7 +225,7 @@ static void pack_tile(void *context, int item, int thread) {
                     job->packed[item / tiles] + (size_t)tile * gemm_input_bytes(product, product->tile_rows, k));
 }
 
-/* Row blocks run fastest, so that a block of weights, once read from memory, serves them all from a cache. */
+/* Panels run fastest, so that a block of inputs, once in the second-level cache, serves all the panels that pass. */
 static void multiply_block(void *context, int item, int thread) {
     struct gemm_job *job = context;
     struct worker *w = job->w;
@@ -234,8 +234,8 @@ static void multiply_block(void *context, int item, int thread) {
     while (item >= job->first_item[i + 1]) i++;
     const struct gemm *a = &job->a[i];
     const struct packed *p = packed_of(a->w);
-    int local = item - job->first_item[i], block = local % job->row_blocks,
-        panel = local / job->row_blocks * job->panel_block;
+    int panel_blocks = pieces(p->panels, job->panel_block), local = item - job->first_item[i];
+    int block = local / panel_blocks, panel = local % panel_blocks * job->panel_block;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
     gemm_block(
         product, w->dev->kernels.rows.finish,
@@ -247,7 +247,7 @@ static void multiply_block(void *context, int item, int thread) {
                             .row = (size_t)first},
         &(struct finish){
             .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate},
-        w->scratch[thread].sums);
+        w->scratch[thread].products);
 }
 
 /* Panels an item takes: as many as gemm_block likes, fewer where the threads would not all have some. */

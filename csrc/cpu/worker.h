@@ -27,7 +27,7 @@ struct thread_scratch {
     void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, max(5R, D)] in type */
     void *packed, *packed_z; /* inputs of products from C, and from R or D */
     float *state;            /* [N, wkv_padded(N)] */
-    float *sums;             /* gemm_block's */
+    float *products;         /* gemm_block's */
 };
 
 struct allocation {
