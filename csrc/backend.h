@@ -7,7 +7,9 @@
  *   - x, norms, decay, wkv state and pooling are single precision everywhere.
  *   - Verbs queue or run; only finish() promises results. They allocate nothing.
  *   - After a verb has failed, or a run was stopped inside a pass, the only call that follows is worker_close.
- *   - "in type" is what products read (float32, bfloat16 or half), "out type" what they write and wkv reads.
+ *   - "in type" is what products read (float32, bfloat16 or half), "out type" what they write and wkv reads. Matrices of
+ *     in type pass from verb to verb only: their elements lie in an order of the backend's own, in room for whole groups
+ *     of IN_ROWS rows.
  *
  * Dimensions: T rows of this pass, S sequences, C embedding = H heads * N head size, F feed-forward, R and D the
  * ranks of the token-shift and decay low-rank terms, L blocks loaded, V vocabulary. Matrices are row-major. */
@@ -15,6 +17,8 @@
 #define RWKVSTS_BACKEND_H
 
 #include "base.h"
+
+enum { IN_ROWS = 32 };
 
 struct dims {
     int L, C, H, N, F, R, D, V;

@@ -127,13 +127,14 @@ static size_t aligned(size_t bytes) {
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* Bytes of the slab for `rows` rows. With a slab, also points the buffers into it:
+/* Bytes of the slab for `rows` rows, which become whole groups of IN_ROWS. With a slab, also points the buffers into it:
  *   x                                 lives through the pass
  *   mixed w | k | v | r | g           until the products; then  y | decay ..; then  ffn mixed_k | mixed_r | ffn_r ..
  *   k | v | r | g                     until wkv;           then  ffn_k                                           */
 static size_t session_slice(struct session *s, size_t rows, char *slab) {
     const struct dims *d = &s->m->dims;
     size_t in = s->m->be->in_bytes(s->m->dev), out = s->m->be->out_bytes(s->m->dev);
+    rows = (rows + IN_ROWS - 1) / IN_ROWS * IN_ROWS;
     size_t stream = aligned(rows * (size_t)d->C * sizeof(float)), mix = aligned(rows * (size_t)d->C * in);
     size_t head = aligned(rows * (size_t)d->C * out), wide = aligned(rows * (size_t)d->F * in);
     size_t mixes = MIXES * mix;

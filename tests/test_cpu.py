@@ -88,9 +88,12 @@ def test_bits_ignore_batch_order_and_threads(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_wide_model_walks_every_block(tmp_path: Path, instructions: str, dtype: str) -> None:
+@pytest.mark.parametrize("inner", [{"F": 2130, "R": 33, "D": 35}, {"F": 2144, "R": 32, "D": 64}])
+def test_a_wide_model_walks_every_block(
+    tmp_path: Path, instructions: str, dtype: str, inner: dict[str, int]
+) -> None:
     """Inputs beyond a block of K, outputs beyond a block of panels, rows beyond a row block."""
-    weights = exact_in_bf16(random_weights(3, L=1, C=576, N=64, F=1130, R=33, D=35))
+    weights = exact_in_bf16(random_weights(3, L=1, C=576, N=64, **inner))
     ids = random_ids(4, [70] * 9 + [3])
     m = load(tmp_path, weights, dtype=dtype, instruction_set=instructions, threads=2)
     found, expected = m.encode_ids(ids, layers=[0]), mean_rows(weights, ids)

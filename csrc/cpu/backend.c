@@ -60,6 +60,8 @@ static enum status device_open(const struct dims *dims, const struct device_opti
     dev->dtype = options->dtype;
     dev->threads = options->threads;
     dev->product = dev->dtype == BF16 ? &dev->kernels.bf16 : &dev->kernels.f32;
+    dev->tiled = dev->product->layout == PACKED_TILES &&
+                 !(dims->C % TILED || dims->F % TILED || dims->R % TILED || dims->D % TILED || dims->N % 16);
     dev->meter = meter;
     snprintf(dev->name, sizeof dev->name, "cpu %s, %d thread%s", isa, dev->threads, dev->threads > 1 ? "s" : "");
     *out = dev;
@@ -179,13 +181,13 @@ static void *cut(char *slab, size_t *used, size_t bytes) {
 static size_t slice_scratch(const struct device *dev, char *slab, struct thread_scratch *s) {
     const struct dims *d = &dev->dims;
     size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->dtype);
-    int low = 5 * d->R > d->D ? 5 * d->R : d->D, inner = d->R > d->D ? d->R : d->D;
+    int low = 5 * d->R > d->D ? 5 * d->R : d->D;
     s->normal = cut(slab, &used, (ITEM_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
     s->d = cut(slab, &used, ITEM_ROWS * (C + SHIFT_PAD) * sizeof(float));
     s->mix = cut(slab, &used, ITEM_ROWS * C * in);
     s->low_rank = cut(slab, &used, ITEM_ROWS * (size_t)low * in);
-    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C));
-    s->packed_z = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, inner));
+    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C > d->D ? d->C : d->D));
+    s->packed_z = cut(slab, &used, 5 * gemm_input_bytes(dev->product, ITEM_ROWS, d->R));
     s->state = cut(slab, &used, (size_t)d->N * (size_t)wkv_padded(d->N) * sizeof(float));
     s->products = cut(slab, &used, gemm_scratch_bytes(dev->product, ROW_BLOCK));
     return used;
@@ -204,8 +206,9 @@ static enum status worker_memory(struct worker *w, struct error *e) {
         TRY(worker_alloc(w, (size_t)w->columns * C * sizeof(float), &p, e));
         w->carry[i] = p;
     }
-    w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) +
-                      gemm_input_bytes(dev->product, w->rows, 4 * dev->product->k_step);
+    if (!dev->tiled)
+        w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) +
+                          gemm_input_bytes(dev->product, w->rows, 4 * dev->product->k_step);
     TRY(worker_alloc(w, w->packed_bytes, &p, e));
     w->packed = p;
     TRY(worker_alloc(w, threads * sizeof *w->scratch, &p, e));

@@ -206,8 +206,9 @@ static const unsigned char *walk_weights(const struct walk *at) {
 }
 
 static const char *walk_input(const struct walk *at, int tile) {
-    size_t tile_rows = (size_t)at->product->tile_rows, k = (size_t)at->part->weight->k_padded;
-    return (const char *)at->part->in + ((size_t)tile * k + (size_t)at->k) * tile_rows * input_element(at->product);
+    const struct input *in = &at->part->in;
+    size_t line = (size_t)at->product->tile_rows * input_element(at->product);
+    return (const char *)in->p + (size_t)tile * in->tile_bytes + (size_t)at->k * line;
 }
 
 /* Sums of one tile of rows and the panel; those of other panels wait beside them only where K is cut into blocks. */
@@ -262,9 +263,7 @@ static void gemm_panels(const struct tile_product *product, finish_kernel *apply
     at.k_block = few ? part->weight->k_padded : product->k_block;
     if (few && product->k_chunk == product->k_block) at.k_chunk = at.k_block;
     if (product->widen && part->weight->dtype == BF16 && !few) at.widened = scratch + sums_floats(product, part->rows);
-    if (product->enter) product->enter();
     for (; !walk_ended(&at); walk_on(&at)) gemm_chunk(&at, apply, finish);
-    if (product->leave) product->leave();
 }
 
 void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,

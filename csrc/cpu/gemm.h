@@ -35,14 +35,29 @@ size_t gemm_input_bytes(const struct tile_product *product, int rows, int k);
 void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
                      void *out);
 
+/* Packed rows, and the bytes from one tile of them to the next. */
+struct input {
+    const void *p;
+    size_t tile_bytes;
+};
+
 /* Scratch of gemm_block for that many rows. */
 size_t gemm_scratch_bytes(const struct tile_product *product, int rows);
 
-/* Panels panel .. panel + panels of group g, for rows packed in `in`: rows row .. row + rows of the output. */
+/* Around the calls of gemm_block: a thread's AMX state is set up and given up. */
+static inline void gemm_enter(const struct tile_product *product) {
+    if (product->enter) product->enter();
+}
+
+static inline void gemm_leave(const struct tile_product *product) {
+    if (product->leave) product->leave();
+}
+
+/* Panels panel .. panel + panels of group g, for the rows of `in`: rows row .. row + rows of the output. */
 struct gemm_part {
     const struct packed *weight;
     int g, panel, panels;
-    const void *in;
+    struct input in;
     int rows;
     size_t row;
 };

@@ -9,13 +9,14 @@
  * Packed inputs: tiles of tile_rows rows, absent rows filled up with zeros.
  *   PACKED_F32    tile [K][rows]        float
  *   PACKED_PAIRS  tile [K/2][rows][2]   bfloat16
- *   PACKED_TILES  tile [K/32][rows][32] bfloat16, AMX tile registers of 16 rows one after the other */
+ *   PACKED_TILES  tile [K/32][rows][32] bfloat16, AMX tile registers of 16 rows one after the other
+ * Where all sizes allow, kernels that make inputs write them as PACKED_TILES at once ("tiled"), in plain rows elsewhere. */
 #ifndef RWKVSTS_CPU_KERNELS_H
 #define RWKVSTS_CPU_KERNELS_H
 
 #include "../backend.h"
 
-enum { PANEL = 32 };
+enum { PANEL = 32, TILED = 32 }; /* TILED: rows of a tile, and elements of a row that lie together */
 
 enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
 
@@ -31,6 +32,12 @@ struct tile {
 };
 typedef void tile_kernel(const struct tile *t);
 
+/* Where element (row, column) of a matrix of k columns lies. Runs of 16 columns from a multiple of 16 lie together. */
+static inline size_t in_place(bool tiled, size_t k, size_t row, size_t column) {
+    if (!tiled) return row * k + column;
+    return row / TILED * TILED * k + column / TILED * TILED * TILED + row % TILED * TILED + column % TILED;
+}
+
 struct tile_product {
     enum input_layout layout;
     int tile_rows, k_step;
@@ -45,10 +52,10 @@ struct tile_product {
 enum finish_kind { FINISH_TANH = GATE_ADD + 1, FINISH_LERP, FINISH_DECAY };
 
 struct finish {
-    int kind;  /* enum epilogue or enum finish_kind */
-    bool bf16; /* whether in type is bfloat16 */
+    int kind;         /* enum epilogue or enum finish_kind */
+    bool bf16, tiled; /* whether in type is bfloat16; whether out is of in type and tiled */
     void *out;
-    size_t stride;       /* elements between rows of out and gate */
+    size_t stride;       /* columns of out and gate */
     const float *gate;   /* GATE_ADD */
     const float *a, *d;  /* LERP: out = a + d (vector + y) */
     size_t shift_stride; /* elements between rows of a and d */
@@ -65,15 +72,21 @@ struct wkv_head {
     const float *r, *k, *v, *g, *decay;
     const float *u, *weight, *bias; /* [N] */
     float *state;                   /* [N (key)][wkv_padded(N) (value)], read and left */
-    bool bf16;
-    void *out; /* [T, stride] in type */
+    bool bf16, tiled;
+    void *out;          /* [.., stride] in type: the whole matrix, of which this head writes */
+    size_t row, column; /* from here */
+};
+
+struct mixed { /* [.., n] in type */
+    void *p;
+    bool bf16, tiled;
 };
 
 struct row_kernels {
     void (*layer_norm)(int n, const float *x, const float *weight, const float *bias, float *out);
-    /* d = previous - a; mixed = a + d * maa in type */
+    /* d = previous - a; row of mixed = a + d * maa */
     void (*difference)(int n, const float *previous, const float *a, float *d);
-    void (*lerp)(int n, const float *a, const float *d, const float *maa, bool bf16, void *mixed);
+    void (*lerp)(int n, const float *a, const float *d, const float *maa, const struct mixed *mixed, size_t row);
     finish_kernel *finish;
     void (*wkv)(const struct wkv_head *h);
     void (*add_scaled)(int n, float scale, const float *x, float *sum); /* sum += scale * x */

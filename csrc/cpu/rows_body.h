@@ -48,11 +48,17 @@ static void difference(int n, const float *previous, const float *a, float *d) {
     VECTORS(i, n) store_some(d + i, load_some(previous + i, n - i) - load_some(a + i, n - i), n - i);
 }
 
-static void lerp(int n, const float *a, const float *d, const float *maa, bool bf16, void *mixed) {
+VECTOR_FN void lerp_row(int n, const float *a, const float *d, const float *maa, const struct mixed *mixed, size_t row,
+                        bool tiled) {
     VECTORS(i, n) {
         vec y = FMA(load_some(d + i, n - i), load_some(maa + i, n - i), load_some(a + i, n - i));
-        store_in_type(mixed, (size_t)i, y, n - i, bf16);
+        store_in_type(mixed->p, in_place(tiled, (size_t)n, row, (size_t)i), y, n - i, mixed->bf16);
     }
+}
+
+static void lerp(int n, const float *a, const float *d, const float *maa, const struct mixed *mixed, size_t row) {
+    if (mixed->tiled) lerp_row(n, a, d, maa, mixed, row, true);
+    else lerp_row(n, a, d, maa, mixed, row, false);
 }
 
 static void add_scaled(int n, float scale, const float *x, float *sum) {
@@ -89,10 +95,10 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
 VECTOR_FN void finish_tile(const struct finish *f, int kind, int m, int n, size_t row, size_t column,
                            const float *tile) {
     for (int i = 0; i < m; i++) {
-        size_t at = (row + (size_t)i) * f->stride, shift = (row + (size_t)i) * f->shift_stride;
+        size_t at = in_place(f->tiled, f->stride, row + (size_t)i, column);
+        size_t shift = (row + (size_t)i) * f->shift_stride + column;
         for (size_t j = 0; j < (size_t)n; j += LANES)
-            finish_vector(f, kind, at + column + j, shift + column + j, column + j, load(tile + i * PANEL + (int)j),
-                          n - (int)j);
+            finish_vector(f, kind, at + j, shift + j, column + j, load(tile + i * PANEL + (int)j), n - (int)j);
     }
 }
 

@@ -117,16 +117,24 @@ static void save_shift(const struct worker *w, const struct shift *s, float *slo
                                             slots + slot_at(w, w->pass.to[i], s->layer));
 }
 
-/* in [count, k] of in type, rows `stride` apart, times group g of a weight; `packed` is room for the packed rows. */
-static void multiply(struct worker *w, int thread, const struct weight *weight, int g, const void *in, size_t stride,
-                     void *packed, struct rows rows, size_t row, const struct finish *finish) {
-    const struct device *dev = w->dev;
+/* Rows row .. row + rows and columns column .. column + k of a matrix of in type with `stride` columns, for a product:
+ * where they lie, if they lie as it reads them, else packed into `room`. */
+static struct input input_of(const struct worker *w, const void *in, size_t stride, size_t row, size_t column, int rows,
+                             int k, void *room) {
+    const struct tile_product *product = w->dev->product;
+    const void *from = in_at(w, in, in_place(w->dev->tiled, stride, row, column));
+    if (w->dev->tiled) return (struct input){from, TILED * stride * dtype_bytes(w->dev->dtype)};
+    gemm_pack_input(product, is_bf16(w), from, stride, rows, k, room);
+    return (struct input){room, gemm_input_bytes(product, product->tile_rows, k)};
+}
+
+/* Rows row .. of `in`, a matrix with as many columns as the weight has inputs, times all of the weight. */
+static void multiply(struct worker *w, const struct weight *weight, const void *in, size_t row, struct rows rows,
+                     size_t out_row, const struct thread_scratch *s, const struct finish *finish) {
     const struct packed *p = packed_of(weight);
-    gemm_pack_input(dev->product, is_bf16(w), in, stride, rows.count, p->k, packed);
-    gemm_block(
-        dev->product, dev->kernels.rows.finish,
-        &(struct gemm_part){.weight = p, .g = g, .panels = p->panels, .in = packed, .rows = rows.count, .row = row},
-        finish, w->scratch[thread].products);
+    struct gemm_part part = {.weight = p, .panels = p->panels, .rows = rows.count, .row = out_row};
+    part.in = input_of(w, in, (size_t)p->k, row, 0, rows.count, p->k, s->packed);
+    gemm_block(w->dev->product, w->dev->kernels.rows.finish, &part, finish, s->products);
 }
 
 struct time_shift_job {
@@ -135,30 +143,55 @@ struct time_shift_job {
     struct shift shift;
 };
 
+/* The low-rank terms up and the lerps, five for a panel of columns while its a and d are in the first-level cache. */
+static void lerp_five(struct worker *w, const struct time_shift *a, struct rows rows, const struct thread_scratch *s) {
+    const struct device *dev = w->dev;
+    const struct packed *w2 = packed_of(a->w2);
+    size_t C = (size_t)dev->dims.C, R = (size_t)dev->dims.R, stride = shift_stride(w);
+    size_t room = gemm_input_bytes(dev->product, ITEM_ROWS, dev->dims.R);
+    struct finish finish[5];
+    struct gemm_part part[5];
+    for (size_t j = 0; j < 5; j++) {
+        finish[j] = (struct finish){.kind = FINISH_LERP,
+                                    .bf16 = is_bf16(w),
+                                    .tiled = dev->tiled,
+                                    .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(dev->dtype),
+                                    .stride = C,
+                                    .a = s->normal + stride,
+                                    .d = s->d,
+                                    .shift_stride = stride,
+                                    .vector = vector_of(a->maa[j])};
+        part[j] = (struct gemm_part){.weight = w2, .g = (int)j, .panels = 1, .rows = rows.count};
+        part[j].in = input_of(w, s->low_rank, 5 * R, 0, j * R, rows.count, dev->dims.R, (char *)s->packed_z + j * room);
+    }
+    for (int panel = 0; panel < w2->panels; panel++)
+        for (int j = 0; j < 5; j++) {
+            part[j].panel = panel;
+            gemm_block(dev->product, dev->kernels.rows.finish, &part[j], &finish[j], s->products);
+        }
+}
+
 static void time_shift_rows(void *context, int item, int thread) {
     struct time_shift_job *job = context;
     struct worker *w = job->w;
     const struct time_shift *a = job->a;
-    const struct dims *dims = &w->dev->dims;
+    const struct device *dev = w->dev;
     struct thread_scratch *s = &w->scratch[thread];
     struct rows rows = rows_of_item(w, item);
-    size_t C = (size_t)dims->C, R = (size_t)dims->R, stride = shift_stride(w);
+    size_t C = (size_t)dev->dims.C, stride = shift_stride(w);
+    struct mixed mix = {s->mix, is_bf16(w), dev->tiled};
     shift_rows(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++)
-        w->dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * stride, s->d + i * stride, vector_of(a->maa_x),
-                                  is_bf16(w), (char *)s->mix + i * C * dtype_bytes(w->dev->dtype));
-    multiply(w, thread, a->w1, 0, s->mix, C, s->packed, rows, 0,
-             &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = 5 * R});
-    for (int j = 0; j < 5; j++)
-        multiply(w, thread, a->w2, j, in_at(w, s->low_rank, (size_t)j * R), 5 * R, s->packed_z, rows, 0,
-                 &(struct finish){.kind = FINISH_LERP,
-                                  .bf16 = is_bf16(w),
-                                  .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(w->dev->dtype),
-                                  .stride = C,
-                                  .a = s->normal + stride,
-                                  .d = s->d,
-                                  .shift_stride = stride,
-                                  .vector = vector_of(a->maa[j])});
+        dev->kernels.rows.lerp((int)C, s->normal + (i + 1) * stride, s->d + i * stride, vector_of(a->maa_x), &mix, i);
+    gemm_enter(dev->product);
+    multiply(w, a->w1, s->mix, 0, rows, 0, s,
+             &(struct finish){.kind = FINISH_TANH,
+                              .bf16 = is_bf16(w),
+                              .tiled = dev->tiled,
+                              .out = s->low_rank,
+                              .stride = 5 * (size_t)dev->dims.R});
+    lerp_five(w, a, rows, s);
+    gemm_leave(dev->product);
 }
 
 enum status cpu_time_shift(struct worker *w, const struct time_shift *a, struct error *e) {
@@ -181,13 +214,13 @@ static void channel_shift_rows(void *context, int item, int thread) {
     const struct channel_shift *a = job->a;
     struct thread_scratch *s = &w->scratch[thread];
     struct rows rows = rows_of_item(w, item);
-    size_t C = (size_t)w->dev->dims.C, stride = shift_stride(w), row_bytes = C * dtype_bytes(w->dev->dtype);
+    size_t C = (size_t)w->dev->dims.C, stride = shift_stride(w);
+    struct mixed k = {a->mixed_k, is_bf16(w), w->dev->tiled}, r = {a->mixed_r, is_bf16(w), w->dev->tiled};
     shift_rows(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++) {
         const float *b = s->normal + (i + 1) * stride, *d = s->d + i * stride;
-        size_t at = ((size_t)rows.first + i) * row_bytes;
-        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_k), is_bf16(w), (char *)a->mixed_k + at);
-        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_r), is_bf16(w), (char *)a->mixed_r + at);
+        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_k), &k, (size_t)rows.first + i);
+        w->dev->kernels.rows.lerp((int)C, b, d, vector_of(a->maa_r), &r, (size_t)rows.first + i);
     }
 }
 
@@ -207,7 +240,7 @@ struct gemm_job {
     struct worker *w;
     const struct gemm *a;
     int count, panel_block, row_blocks;
-    unsigned char *packed[MOST_PRODUCTS];
+    unsigned char *packed[MOST_PRODUCTS]; /* unused where inputs are read as they lie */
     int first_item[MOST_PRODUCTS + 1];
 };
 
@@ -237,17 +270,19 @@ static void multiply_block(void *context, int item, int thread) {
     int panel_blocks = pieces(p->panels, job->panel_block), local = item - job->first_item[i];
     int block = local / panel_blocks, panel = local % panel_blocks * job->panel_block;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
-    gemm_block(
-        product, w->dev->kernels.rows.finish,
-        &(struct gemm_part){.weight = p,
-                            .panel = panel,
-                            .panels = least(job->panel_block, p->panels - panel),
-                            .in = job->packed[i] + gemm_input_bytes(product, first, p->k),
-                            .rows = least(most, w->pass.T - first),
-                            .row = (size_t)first},
-        &(struct finish){
-            .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate},
-        w->scratch[thread].products);
+    struct gemm_part part = {.weight = p, .panel = panel, .panels = least(job->panel_block, p->panels - panel)};
+    part.rows = least(most, w->pass.T - first);
+    part.row = (size_t)first;
+    if (w->dev->tiled) part.in = input_of(w, a->in, (size_t)p->k, part.row, 0, part.rows, p->k, NULL);
+    else
+        part.in = (struct input){job->packed[i] + gemm_input_bytes(product, first, p->k),
+                                 gemm_input_bytes(product, product->tile_rows, p->k)};
+    struct finish finish = {
+        .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate};
+    finish.tiled = w->dev->tiled && a->epilogue == RELU2;
+    gemm_enter(product);
+    gemm_block(product, w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
+    gemm_leave(product);
 }
 
 /* Panels an item takes: as many as gemm_block likes, fewer where the threads would not all have some. */
@@ -271,7 +306,7 @@ static void gemm_few(struct worker *w, const struct gemm *a, int count) {
         next += gemm_input_bytes(product, w->pass.T, p->k);
         job.first_item[i + 1] = job.first_item[i] + job.row_blocks * pieces(p->panels, job.panel_block);
     }
-    team_run(w->team, count * pieces(w->pass.T, product->tile_rows), pack_tile, &job);
+    if (!w->dev->tiled) team_run(w->team, count * pieces(w->pass.T, product->tile_rows), pack_tile, &job);
     team_run(w->team, job.first_item[count], multiply_block, &job);
 }
 
@@ -282,7 +317,7 @@ enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct e
         size_t bytes = 0;
         while (first + few < count && few < MOST_PRODUCTS) {
             bytes += gemm_input_bytes(w->dev->product, w->pass.T, packed_of(a[first + few].w)->k);
-            if (bytes > w->packed_bytes) break;
+            if (!w->dev->tiled && bytes > w->packed_bytes) break;
             few++;
         }
         gemm_few(w, a + first, few);
@@ -302,11 +337,15 @@ static void decay_rows(void *context, int item, int thread) {
     const struct decay *a = job->a;
     struct thread_scratch *s = &w->scratch[thread];
     struct rows rows = rows_of_item(w, item);
-    size_t C = (size_t)w->dev->dims.C, D = (size_t)w->dev->dims.D;
-    multiply(w, thread, a->w1, 0, in_at(w, a->mixed_w, (size_t)rows.first * C), C, s->packed, rows, 0,
-             &(struct finish){.kind = FINISH_TANH, .bf16 = is_bf16(w), .out = s->low_rank, .stride = D});
-    multiply(w, thread, a->w2, 0, s->low_rank, D, s->packed_z, rows, (size_t)rows.first,
-             &(struct finish){.kind = FINISH_DECAY, .out = a->decay, .stride = C, .vector = vector_of(a->time_decay)});
+    size_t first = (size_t)rows.first;
+    struct finish down = {.kind = FINISH_TANH, .bf16 = is_bf16(w), .tiled = w->dev->tiled, .out = s->low_rank};
+    struct finish up = {.kind = FINISH_DECAY, .out = a->decay, .vector = vector_of(a->time_decay)};
+    down.stride = (size_t)w->dev->dims.D;
+    up.stride = (size_t)w->dev->dims.C;
+    gemm_enter(w->dev->product);
+    multiply(w, a->w1, a->mixed_w, first, rows, 0, s, &down);
+    multiply(w, a->w2, s->low_rank, 0, rows, first, s, &up);
+    gemm_leave(w->dev->product);
 }
 
 enum status cpu_decay(struct worker *w, const struct decay *a, struct error *e) {
@@ -357,7 +396,10 @@ static void wkv_head(void *context, int item, int thread) {
         .bias = vector_of(a->ln_x.bias) + column,
         .state = state,
         .bf16 = is_bf16(w),
-        .out = (char *)a->out + at * dtype_bytes(w->dev->dtype),
+        .tiled = w->dev->tiled,
+        .out = a->out,
+        .row = (size_t)w->pass.start[piece],
+        .column = column,
     });
     for (size_t i = 0; to && i < N; i++) memcpy(to + i * N, state + i * (size_t)width, N * sizeof *state);
 }

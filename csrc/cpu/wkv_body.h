@@ -54,13 +54,15 @@ VECTOR_FN float bonus_of(int N, const float *r, const float *u, const float *k) 
     return sum_lanes(sum);
 }
 
-VECTOR_FN void norm_and_gate(const struct wkv_head *h, int N, size_t at, const float *y) {
+VECTOR_FN void norm_and_gate(const struct wkv_head *h, int N, int t, const float *y) {
+    size_t at = (size_t)t * h->stride, row = h->row + (size_t)t;
     float mean, scale = row_scale(N, y, GROUP_NORM_EPS, &mean);
     for (int i = 0; i < N; i += LANES) {
         int n = N - i;
         vec centred = (load_some(y + i, n) - mean) * scale;
         vec normal = FMA(centred, load_some(h->weight + i, n), load_some(h->bias + i, n));
-        store_in_type(h->out, at + (size_t)i, normal * load_some(h->g + at + i, n), n, h->bf16);
+        store_in_type(h->out, in_place(h->tiled, h->stride, row, h->column + (size_t)i),
+                      normal * load_some(h->g + at + i, n), n, h->bf16);
     }
 }
 
@@ -93,7 +95,7 @@ VECTOR_FN void wkv_of(const struct wkv_head *h, int N) {
         }
         if (tokens == 2) wkv_tokens(2, N, width, step, h->state);
         else wkv_tokens(1, N, width, step, h->state);
-        for (int i = 0; i < tokens; i++) norm_and_gate(h, N, (size_t)(t + i) * h->stride, step[i].y);
+        for (int i = 0; i < tokens; i++) norm_and_gate(h, N, t + i, step[i].y);
     }
 }
 

@@ -11,6 +11,7 @@ struct device {
     int threads;
     struct kernels kernels;
     const struct tile_product *product; /* the one of dtype */
+    bool tiled;                         /* matrices of in type lie as products read them, see kernels.h */
     struct meter *meter;
     char name[64];
 };
@@ -25,7 +26,7 @@ enum { SHIFT_PAD = 16 };
 struct thread_scratch {
     float *normal, *d;       /* [ITEM_ROWS + 1, C + SHIFT_PAD], [ITEM_ROWS, C + SHIFT_PAD] */
     void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, max(5R, D)] in type */
-    void *packed, *packed_z; /* inputs of products from C, and from R or D */
+    void *packed, *packed_z; /* inputs of products from C or D, and five from R */
     float *state;            /* [N, wkv_padded(N)] */
     float *products;         /* gemm_block's */
 };
