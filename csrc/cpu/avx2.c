@@ -13,6 +13,7 @@
 /* Saturating the halves changes nothing: they are below 2^16. */
 #define NARROW(u)                                                                                                      \
     ((hvec)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)(u)), _mm256_extracti128_si256((__m256i)(u), 1)))
+#define STREAM(p, v) _mm256_stream_ps(p, (__m256)(v))
 #define WKV_VECTORS 2
 #define TILE_ROWS 6
 #define TILE_VECTORS 2

@@ -11,6 +11,7 @@
 #define LANES 16
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define NARROW(u) ((hvec)_mm512_cvtepi32_epi16((__m512i)(u)))
+#define STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define WKV_VECTORS 4
 #define TILE_ROWS 12
 #define TILE_VECTORS 2

@@ -12,6 +12,7 @@
 #define LANES 16
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define BFLOAT16(v) ((hvec)_mm512_cvtneps_pbh((__m512)(v)))
+#define STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define WKV_VECTORS 4
 
 #include "vector.h"

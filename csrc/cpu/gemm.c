@@ -229,6 +229,19 @@ static void fetch_ahead(const struct walk *at, struct tile *t) {
     t->soon_bytes = (size_t)walk_step(&later) * PANEL * dtype_bytes(at->part->weight->dtype) / (size_t)at->tiles;
 }
 
+/* Rows from .. to of what the panel's last chunk will write or add to, out and gate, are fetched by all its chunks. */
+static void fetch_out(const struct finish *f, int from, int to, size_t row, size_t column) {
+    bool wanted = f->kind == ADD || f->kind == GATE_ADD || f->kind == RELU2;
+    size_t element = f->kind == RELU2 && f->bf16 ? sizeof(uint16_t) : sizeof(float);
+    for (int i = from; wanted && i < to; i++) {
+        size_t at = in_place(f->tiled, f->stride, row + (size_t)i, column);
+        for (size_t line = 0; line < PANEL * element; line += 64) {
+            __builtin_prefetch((char *)f->out + at * element + line, 1);
+            if (f->kind == GATE_ADD) __builtin_prefetch((const char *)(f->gate + at) + line);
+        }
+    }
+}
+
 /* All rows of a part times one panel's chunk of inputs. */
 static void gemm_chunk(const struct walk *at, finish_kernel *apply, const struct finish *finish) {
     const struct gemm_part *part = at->part;
@@ -242,11 +255,16 @@ static void gemm_chunk(const struct walk *at, finish_kernel *apply, const struct
         run = at->product->run[false];
     }
     fetch_ahead(at, &t);
+    int chunks = (w->k_padded - at->block - 1) / at->k_chunk + 1, chunk = (at->k - at->block) / at->k_chunk;
+    bool last_block = walk_block_end(at) == w->k_padded;
     for (int i = 0; i < at->tiles; i++, t.soon += t.soon_bytes) {
         int first = i * tile_rows;
         t.m = least(tile_rows, part->rows - first);
         t.a = walk_input(at, i);
         t.c = walk_sums(at, i);
+        if (last_block)
+            fetch_out(finish, t.m * chunk / chunks, t.m * (chunk + 1) / chunks, part->row + (size_t)first,
+                      (size_t)column);
         run(&t);
         if (at->k + t.k == w->k_padded)
             apply(finish, t.m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, t.c);

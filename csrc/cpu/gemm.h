@@ -5,6 +5,8 @@
 
 #include "kernels.h"
 
+#include <stdatomic.h>
+
 /* What weight.data points to for a weight that enters products. The numbers lie apart: 64 bytes in front of them would
  * cost most matrices a huge page, as their sizes are multiples of one. */
 struct packed {
@@ -51,6 +53,7 @@ static inline void gemm_enter(const struct tile_product *product) {
 
 static inline void gemm_leave(const struct tile_product *product) {
     if (product->leave) product->leave();
+    atomic_thread_fence(memory_order_seq_cst); /* what was written past the caches is there for other threads */
 }
 
 /* Panels panel .. panel + panels of group g, for the rows of `in`: rows row .. row + rows of the output. */

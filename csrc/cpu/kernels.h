@@ -55,7 +55,8 @@ struct finish {
     int kind;         /* enum epilogue or enum finish_kind */
     bool bf16, tiled; /* whether in type is bfloat16; whether out is of in type and tiled */
     void *out;
-    size_t stride;       /* columns of out and gate */
+    size_t stride; /* columns of out and gate */
+    bool past;     /* float32 that is only written goes past the caches; stride is a multiple of 16, out of 64 bytes */
     const float *gate;   /* GATE_ADD */
     const float *a, *d;  /* LERP: out = a + d (vector + y) */
     size_t shift_stride; /* elements between rows of a and d */

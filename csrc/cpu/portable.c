@@ -6,6 +6,7 @@
 #define LANES 4
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define NARROW(u) __builtin_convertvector(u, hvec)
+#define STREAM(p, v) store(p, v)
 #define WKV_VECTORS 2
 #define TILE_ROWS 4
 #define TILE_VECTORS 2

@@ -70,13 +70,19 @@ static void maximum(int n, const float *x, float *most) {
     VECTORS(i, n) store_some(most + i, larger(load_some(x + i, n - i), load_some(most + i, n - i)), n - i);
 }
 
+/* Past the caches, so that a line is not read from memory just to be overwritten. */
+VECTOR_FN void write_out(const struct finish *f, float *out, vec y, int n) {
+    if (f->past && n >= LANES) STREAM(out, y);
+    else store_some(out, y, n);
+}
+
 /* One vector of a tile; `at` is its place in out and gate, `shift` in a and d. */
 VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t shift, size_t column, vec y, int n) {
     float *out = (float *)f->out + at;
     switch (kind) {
-    case STORE: store_some(out, y, n); break;
-    case SILU: store_some(out, y * sigmoid_vec(y), n); break;
-    case SIGMOID: store_some(out, sigmoid_vec(y), n); break;
+    case STORE: write_out(f, out, y, n); break;
+    case SILU: write_out(f, out, y * sigmoid_vec(y), n); break;
+    case SIGMOID: write_out(f, out, sigmoid_vec(y), n); break;
     case RELU2:
         y = larger(y, all(0));
         store_in_type(f->out, at, y * y, n, f->bf16);
@@ -88,7 +94,7 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
         y = FMA(load_some(f->d + shift, n), load_some(f->vector + column, n) + y, load_some(f->a + shift, n));
         store_in_type(f->out, at, y, n, f->bf16);
         break;
-    case FINISH_DECAY: store_some(out, exp_vec(-exp_vec(load_some(f->vector + column, n) + y)), n); break;
+    case FINISH_DECAY: write_out(f, out, exp_vec(-exp_vec(load_some(f->vector + column, n) + y)), n); break;
     }
 }
 

@@ -1,7 +1,7 @@
 /* One vector type for every instruction set, on the compiler's own vector extension.
  *
- * The including file defines LANES, FMA(a, b, c) and BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has
- * switched its target on. Everything is static: the same text becomes other instructions in each file. Products and
+ * The including file defines LANES, FMA(a, b, c), STREAM(p, v), which stores past the caches where that can be done, and
+ * BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has switched its target on. Everything is static: the same text becomes other instructions in each file. Products and
  * sums are never contracted behind our back (-ffp-contract=off), so an instruction set always gives the same result;
  * another may give another, as its FMA rounds once. */
 #include <stdint.h>
@@ -53,13 +53,25 @@ VECTOR_FN vec smaller(vec a, vec b) {
     return choose(a < b, a, b);
 }
 
-/* Lanes are added in a fixed tree. */
+#if LANES == 16
+#define EACH_LANE {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif LANES == 8
+#define EACH_LANE {0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define EACH_LANE {0, 1, 2, 3}
+#endif
+
+/* Lanes are added in a fixed tree: the upper half to the lower, and so on. gcc keeps it in registers only if told how. */
 VECTOR_FN float sum_lanes(vec v) {
-    float lane[LANES];
-    memcpy(lane, &v, sizeof lane);
+#if defined(__clang__)
     for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+#else
+    const ivec lane = EACH_LANE;
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, lane + half);
+#endif
+    return v[0];
 }
 
 /* To nearest, ties to even, as float_to_bfloat16 does. */

@@ -117,6 +117,11 @@ static void save_shift(const struct worker *w, const struct shift *s, float *slo
                                             slots + slot_at(w, w->pass.to[i], s->layer));
 }
 
+/* Whether a float32 matrix of this pass is too large to wait in the caches for who reads it. */
+static bool goes_past(const struct worker *w, int columns) {
+    return columns % 16 == 0 && w->pass.T > ROW_BLOCK;
+}
+
 /* Rows row .. row + rows and columns column .. column + k of a matrix of in type with `stride` columns, for a product:
  * where they lie, if they lie as it reads them, else packed into `room`. */
 static struct input input_of(const struct worker *w, const void *in, size_t stride, size_t row, size_t column, int rows,
@@ -280,6 +285,7 @@ static void multiply_block(void *context, int item, int thread) {
     struct finish finish = {
         .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate};
     finish.tiled = w->dev->tiled && a->epilogue == RELU2;
+    finish.past = goes_past(w, p->n);
     gemm_enter(product);
     gemm_block(product, w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
     gemm_leave(product);
@@ -342,6 +348,7 @@ static void decay_rows(void *context, int item, int thread) {
     struct finish up = {.kind = FINISH_DECAY, .out = a->decay, .vector = vector_of(a->time_decay)};
     down.stride = (size_t)w->dev->dims.D;
     up.stride = (size_t)w->dev->dims.C;
+    up.past = goes_past(w, w->dev->dims.C);
     gemm_enter(w->dev->product);
     multiply(w, a->w1, a->mixed_w, first, rows, 0, s, &down);
     multiply(w, a->w2, s->low_rank, 0, rows, first, s, &up);
