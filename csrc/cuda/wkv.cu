@@ -3,7 +3,7 @@
  * For heads of 64 two warps own a head: a lane keeps 16 keys by 4 values, so that what it reads from shared memory serves
  * many multiplications. Tokens come in chunks of 8; while one is worked on the next is on its way. y is summed over a
  * lane's keys in ascending order, then over four lanes. The bonus, r (u k) v, is one number a token. GroupNorm and gate
- * follow at the end of a chunk. Other head sizes take a plain kernel. */
+ * follow at the end of a chunk. Other head sizes take a plain kernel; heads of 64 in bfloat16 are wkv_chunk.cu's. */
 #include "cuda.h"
 #include "mma.cuh"
 
@@ -291,11 +291,12 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
     case 8: wkv_plain<In, Out, 8><<<blocks, 32, 0, stream>>>(a); break;
     case 16: wkv_plain<In, Out, 16><<<blocks, 32, 0, stream>>>(a); break;
     case 32: wkv_plain<In, Out, 32><<<blocks, 32, 0, stream>>>(a); break;
-    case HEAD: /* bfloat16 has a kernel of its own */
-        if constexpr (sizeof(Out) == 2) break;
-        cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared);
-        wkv_64<In, Out><<<blocks, THREADS, 0, stream>>>(a);
+    case HEAD:
+        if constexpr (sizeof(Out) == 4) { /* in bfloat16 it is wkv_chunk.cu's */
+            cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+            wkv_64<In, Out><<<blocks, THREADS, 0, stream>>>(a);
+        }
         break;
     default: wkv_plain<In, Out, 128><<<blocks, 128, 0, stream>>>(a); break;
     }

@@ -1,25 +1,23 @@
 /* wkv6 for heads of 64 in bfloat16: sixteen tokens at a time, on tensor cores.
  *
- * Over a tile of 16 tokens y = A v + (r D) S, where A[t, s] = sum_n r_t k_s prod(s < j < t) w_j, its diagonal r (u k), and
- * D = prod(j < t) w_j; then S = diag(prod w) S + sum_s (k_s prod(j > s) w_j)^T v_s. Only products of decays are formed,
- * never a quotient or a positive exponent: strong decay would overflow. A comes in levels: t and s that part at bit b of
- * their indices lie in the two halves of a block of 2^(b+1) tokens, and X_b, which holds r decayed from the middle in the
- * upper half and k decayed to the middle in the lower, has A[t, s] = X_b[t] . X_b[s].
+ * * Over a tile of 16 tokens y = A v + (r D) S, where A[t, s] = sum_n r_t k_s prod(s < j < t) w_j, its diagonal r (u
+ * k), and D = prod(j < t) w_j; then S = diag(prod w) S + sum_s (k_s prod(j > s) w_j)^T v_s. Only products of decays
+ * are formed, never a quotient or a positive exponent: strong decay would overflow. A comes in levels: t and s that
+ * part at bit b of their indices lie in the two halves of a block of 2^(b+1) tokens, and X_b, which holds r decayed
+ * from the middle in the upper half and k decayed to the middle in the lower, has A[t, s] = X_b[t] . X_b[s].
  *
- * Two warps own a head and take 32 tokens a turn, a tile each; what A, the decayed r and k are is shared. Then each makes
- * y for 32 values. In the first two turns of a fresh sequence a tile sees those before it through products of its own,
- * r k^T with the decay between, and most sentences need no state at all. Later turns keep it in registers in float32,
- * [value, key], so that accumulators are the next product's operand. Operands are rounded to bfloat16, products of r and k
- * kept in two parts; sums are float32. Turns are counted from where a run starts a sequence, and a pass may cut it at
- * CHUNK_GRAIN tokens: where the state takes over. The decay is made here too, from its low rank: float32 would be 8 of 28
- * KB a token. */
+ * * Two warps own a head and take 32 tokens a turn, a tile each; what A, the decayed r and k are is shared. Then each
+ * makes y for 32 values. In the first two turns of a fresh sequence a tile sees those before it through products of
+ * its own, r k^T with the decay between, and most sentences need no state at all. Later turns keep it in registers in
+ * float32, [value, key], so that accumulators are the next product's operand. Operands are rounded to bfloat16,
+ * products of r and k kept in two parts; sums are float32. Turns are counted from where a run starts a sequence, and a
+ * pass may cut it at CHUNK_GRAIN tokens: where the state takes over. The decay is made here too, from its low rank:
+ * float32 would be 8 of 28 KB a token. */
 #include "cuda.h"
 #include "mma.cuh"
 
-#ifndef BLOCKS
-#define BLOCKS 8
-#endif
 enum { HEAD = 64, TILE = 16, WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE, KEPT = 2 * WARPS };
+enum { BLOCKS = 7 }; /* a multiprocessor's shared memory holds so many; pieces with a state spill registers at that */
 static_assert(CHUNK_GRAIN == KEPT * TILE, "a cut where the state takes over");
 
 /* Builds for older devices hold an empty kernel. */
@@ -43,8 +41,9 @@ struct chunk_args {
     int C, H;
 };
 
-/* Rows of 64 in 16-bit lie in eight parts of 16 bytes, mixed by their row so that eight rows' same part meets all banks;
- * rows of 64 floats in sixteen, mixed likewise. All is aligned to a row, so that mixing is one xor on a byte's place. */
+/* Rows of 64 in 16-bit lie in eight parts of 16 bytes, mixed by their row so that eight rows' same part meets all
+ * banks; rows of 64 floats in sixteen, mixed likewise. All is aligned to a row, so that mixing is one xor on a byte's
+ * place. */
 typedef bf16 rows16[TILE][HEAD];
 typedef float rows32[TILE][HEAD];
 
@@ -115,7 +114,7 @@ static __device__ __forceinline__ void pack_parts(float a, float b, uint32_t *hi
     *low = pack2<bf16>(a - h.x, b - h.y);
 }
 
-/* ---- loading ------------------------------------------------------------------------------------------------------- */
+/* ---- loading ----------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void copies_wait(void) {
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -146,7 +145,7 @@ static __device__ __forceinline__ void send_turn(struct shared *m, const struct 
     }
 }
 
-/* ---- the decay ------------------------------------------------------------------------------------------------------ */
+/* ---- the decay --------------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float tanh_short(float a) { /* 2^-11: a quarter of what its bfloat16 rounds to */
     float y;
@@ -223,7 +222,7 @@ static __device__ __forceinline__ void decay_up(struct shared *m, const rows32 &
     }
 }
 
-/* ---- a tile ---------------------------------------------------------------------------------------------------------- */
+/* ---- a tile ------------------------------------------------------------------------------------------------------ */
 
 /* A lane has two keys of a tile: `pair` is those of token t in rows that start at `place`. */
 static __device__ __forceinline__ uint32_t &pair(struct shared *m, int place, int t) {
@@ -357,7 +356,7 @@ static __device__ __forceinline__ void make_tile(struct shared *m, int tile, int
     m->low[tile][lane] = low;
 }
 
-/* ---- y and the state ------------------------------------------------------------------------------------------------ */
+/* ---- y and the state --------------------------------------------------------------------------------------------- */
 
 /* A warp's 32 values by all keys: s[i][j] are values 16 i + lane/4 (+ 8), keys 8 j + 2 (lane%4) (+ 1). */
 struct state {
@@ -370,7 +369,8 @@ static __device__ __forceinline__ void add_values(float y[4][4], const uint32_t 
     for (int n = 0; n < 4; n++) multiply(y[n], a, v[n / 2][n % 2 * 2], v[n / 2][n % 2 * 2 + 1]);
 }
 
-/* A tile of a fresh sequence sees the `seen` before it, the nearest first: y += (r k^T) v, then r decays over that one. */
+/* A tile of a fresh sequence sees the `seen` before it, the nearest first: y += (r k^T) v, then r decays over that
+ * one. */
 static __device__ __forceinline__ void add_seen(struct shared *m, float y[4][4], const rows16 &r, int seen, int half) {
     uint32_t f[4][4];
 #pragma unroll
@@ -484,7 +484,7 @@ static __device__ __forceinline__ void make_y(struct shared *m, struct state &st
     if (STATE && keep) step_state(state, m->k[set + tile], m->v[set + tile], half, m->total[set + tile]);
 }
 
-/* ---- norm and gate -------------------------------------------------------------------------------------------------- */
+/* ---- norm and gate ----------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float inverse_root(float a) {
     float y;
@@ -548,7 +548,7 @@ static __device__ __forceinline__ void load_gate(uint4 gate[4], const struct chu
     }
 }
 
-/* ---- a piece --------------------------------------------------------------------------------------------------------- */
+/* ---- a piece ----------------------------------------------------------------------------------------------------- */
 
 struct piece {
     int first, last, from, to, column;
@@ -607,7 +607,7 @@ template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) w
     else run_piece<STEPS, true>(&m, a, p, warp);
 }
 
-/* ---- verb ---------------------------------------------------------------------------------------------------------- */
+/* ---- verb -------------------------------------------------------------------------------------------------------- */
 
 bool chunk_fits(const struct device *dev) {
     return dev->in == BF16 && dev->dims.N == HEAD;
