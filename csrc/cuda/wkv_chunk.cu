@@ -1,12 +1,12 @@
 /* wkv6 for heads of 64 in bfloat16: sixteen tokens at a time, on tensor cores.
  *
- * * Over a tile of 16 tokens y = A v + (r D) S, where A[t, s] = sum_n r_t k_s prod(s < j < t) w_j, its diagonal r (u
+ * Over a tile of 16 tokens y = A v + (r D) S, where A[t, s] = sum_n r_t k_s prod(s < j < t) w_j, its diagonal r (u
  * k), and D = prod(j < t) w_j; then S = diag(prod w) S + sum_s (k_s prod(j > s) w_j)^T v_s. Only products of decays
  * are formed, never a quotient or a positive exponent: strong decay would overflow. A comes in levels: t and s that
  * part at bit b of their indices lie in the two halves of a block of 2^(b+1) tokens, and X_b, which holds r decayed
  * from the middle in the upper half and k decayed to the middle in the lower, has A[t, s] = X_b[t] . X_b[s].
  *
- * * Two warps own a head and take 32 tokens a turn, a tile each; what A, the decayed r and k are is shared. Then each
+ * Two warps own a head and take 32 tokens a turn, a tile each; what A, the decayed r and k are is shared. Then each
  * makes y for 32 values. In the first two turns of a fresh sequence a tile sees those before it through products of
  * its own, r k^T with the decay between, and most sentences need no state at all. Later turns keep it in registers in
  * float32, [value, key], so that accumulators are the next product's operand. Operands are rounded to bfloat16,
