@@ -27,6 +27,7 @@ struct device {
     char name[200];
     struct lt lt;
     struct plan plans[PLANS];
+    void *encode;    /* the driver's cuTensorMapEncodeTiled; NULL: not Hopper, or not bfloat16 */
     bool few[PLANS]; /* the kernel for few rows gives the same bits as the plan here */
     enum dtype table_dtype;
     bool table_on_host;
@@ -62,6 +63,17 @@ struct flight {
     int *staged;
 };
 
+/* out = in w^T and what follows. */
+struct product {
+    const void *w;  /* [n, k] in type */
+    const void *in; /* [T, k] in type */
+    void *out;
+    const void *gate;
+    int n, k;
+    int kind; /* enum epilogue, or STORE_FLOAT */
+};
+enum { STORE_FLOAT = 100 }; /* for low ranks: the reader applies tanh */
+
 /* What makes two passes the same work, but for the numbers in device memory. */
 struct shape {
     int T, S, top, columns, pooling;
@@ -96,6 +108,8 @@ struct worker {
     cudaEvent_t computed;
     struct record records[RECORDS], *record;
     bool capturing;
+    struct product held[4]; /* the heads' products of a pass of few rows: the decay's goes with them */
+    int held_count;
     unsigned clock;
 };
 
@@ -131,24 +145,24 @@ enum status cuda_pack(struct device *dev, enum role role, const struct array *a,
 void cuda_unpack(struct device *dev, struct weight *w);
 
 /* product.cu */
-struct product {
-    const void *w;  /* [n, k] in type */
-    const void *in; /* [T, k] in type */
-    void *out;
-    const void *gate;
-    int n, k;
-    int kind; /* enum epilogue, or STORE_FLOAT */
-};
-enum { STORE_FLOAT = 100 }; /* for low ranks: the reader applies tanh */
 enum status products_open(struct device *dev, struct error *e);
 enum status product_run(struct worker *w, enum plan_kind plan, const struct product *p, int count, struct error *e);
+/* The heads' products, if they wait for this one that only the same mixes feed, go with it in one launch. */
+enum status product_join(struct worker *w, enum plan_kind plan, const struct product *p, struct error *e);
 enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct error *e);
 
 /* few.cu */
-enum { FEW_ROWS = 256, MOST_FEW = 4 };
+enum { FEW_ROWS = 256, MOST_FEW = 5 };
 bool few_fits(const struct device *dev, const struct product *p);
-cudaError_t few_run(const struct device *dev, cudaStream_t stream, const int *T, int grid_rows, const struct product *p,
-                    int count);
+/* `early`: the kernel may start before the one in front of it has ended. */
+cudaError_t few_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
+                    const struct product *p, int count);
+
+/* stream.cu: the same on Hopper */
+void *stream_encoder(void);
+bool stream_fits(const struct device *dev, const struct product *p, int count);
+cudaError_t stream_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
+                       const struct product *p, int count);
 
 /* rows.cu */
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e);

@@ -145,6 +145,7 @@ static enum status device_open(const struct dims *dims, const struct device_opti
     dev->major = p.major;
     dev->minor = p.minor;
     snprintf(dev->name, sizeof dev->name, "cuda %.190s", p.name);
+    if (dev->major == 9 && dev->in == BF16) dev->encode = stream_encoder();
     enum status status = lt_open(&dev->lt, e);
     if (status == OK) status = products_open(dev, e);
     if (status == OK) *out = dev;

@@ -5,7 +5,7 @@
  * rows the time is that of reading the weights and, from the second-level cache, the rows once per block: so as many
  * blocks as there are processors, and a deep pipeline of asynchronous copies. Epilogues are fused. */
 #include "cuda.h"
-#include "mma.cuh"
+#include "finish.cuh"
 
 enum { ROWS = 64, LEAST_STEP = 64 };
 
@@ -123,28 +123,6 @@ static __device__ __forceinline__ void multiply_stage(float sum[][4], const E *t
     }
 }
 
-/* Two neighbouring outputs of one row. */
-template <typename In, typename Out>
-static __device__ __forceinline__ void finish(const struct product &p, size_t row, int output, float a, float b,
-                                              float scale_up) {
-    size_t index = row * (size_t)p.n + output;
-    float y[2] = {a, b};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        if (output + i >= p.n) return;
-        switch (p.kind) {
-        case RELU2: ((In *)p.out)[index + i] = from_float<In>(relu_squared<In>(y[i])); break;
-        case ADD: ((float *)p.out)[index + i] = __fadd_rn(((float *)p.out)[index + i], y[i]); break;
-        case GATE_ADD:
-            ((float *)p.out)[index + i] = gate_add<Out>(
-                ((float *)p.out)[index + i], to_float(((const Out *)p.gate)[index + i]), __fmul_rn(y[i], scale_up));
-            break;
-        case STORE_FLOAT: ((float *)p.out)[index + i] = y[i]; break;
-        default: ((Out *)p.out)[index + i] = from_float<Out>(y[i]); break;
-        }
-    }
-}
-
 /* The copiers' way through the stages; the barriers pair with the multipliers'. A stage is filled again once the barrier
  * after its use is passed. */
 template <typename Cut, typename E>
@@ -187,22 +165,26 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
         __syncthreads();
         multiply_stage<Cut>(sum, stages + s % STAGES * Cut::STAGE, warp, side);
     }
+    struct addends to[Cut::MINE / 8][2];
+    row += warp + lane / 4;
+    output += side + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < Cut::MINE / 8; n++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int r = row + warp + lane / 4 + 8 * half;
-            if (r < T)
-                finish<In, Out>(p, (size_t)r, output + side + n * 8 + lane % 4 * 2, sum[n][2 * half],
-                                sum[n][2 * half + 1], args.scale_up);
-        }
+        for (int half = 0; half < 2; half++) to[n][half] = load_addends<Out>(p, row + 8 * half, output + n * 8, T);
+#pragma unroll
+    for (int n = 0; n < Cut::MINE / 8; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            finish<In, Out>(p, row + 8 * half, output + n * 8, T, sum[n][2 * half], sum[n][2 * half + 1], to[n][half],
+                            args.scale_up);
 #endif
 }
 
 /* ---- launching ------------------------------------------------------------------------------------------------------ */
 
 bool few_fits(const struct device *dev, const struct product *p) {
-    return dev->major >= 8 && dev->in != F32 && p->k % LEAST_STEP == 0;
+    return dev->major >= 8 && dev->in != F32 && p->k % LEAST_STEP == 0 && p->n % 2 == 0;
 }
 
 template <typename In, typename Out, typename Cut>
@@ -237,8 +219,9 @@ static cudaError_t launch_widths(const struct device *dev, cudaStream_t stream, 
     return launch<In, Out, cut<64, 2, 64, 6>>(stream, args, grid_rows);
 }
 
-cudaError_t few_run(const struct device *dev, cudaStream_t stream, const int *T, int grid_rows, const struct product *p,
-                    int count) {
+cudaError_t few_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
+                    const struct product *p, int count) {
+    if (stream_fits(dev, p, count)) return stream_run(dev, stream, early, T, grid_rows, p, count);
     struct few_args args = {};
     for (int i = 0; i < count; i++) args.p[i] = p[i];
     args.count = count;

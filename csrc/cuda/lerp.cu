@@ -7,6 +7,7 @@
  * around it, nothing in the loop loads from memory into registers. The bits are those of lowrank.cu's kernel, which takes
  * what does not fit here. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
 
 enum { LERPS = 5, TILE = 16, STRIP = 128 };
@@ -241,6 +242,7 @@ template <typename In, int STEPS> struct lerp_walk {
     __device__ __forceinline__ void walk(void) {
         int tiles = (last - first + TILE - 1) / TILE;
         load_weights(); /* they and the vectors come from no kernel before */
+        wait_for_kernels_before();
         send_low(0, 0);
         fetch_commit();
 #pragma unroll
@@ -270,6 +272,7 @@ template <typename In, int STEPS>
 static __global__ void __launch_bounds__(lerp_walk<In, STEPS>::THREADS, lerp_walk<In, STEPS>::BLOCKS)
     lerp_rows(const struct walk_args a) {
     extern __shared__ __align__(16) char memory[];
+    let_next_kernel_start();
     lerp_walk<In, STEPS> l(a, *(typename lerp_walk<In, STEPS>::room_t *)memory);
     if (l.first < l.last) l.walk();
 }
@@ -286,7 +289,7 @@ static enum status launch(struct worker *w, const struct lerp_args *a, struct er
     auto kernel = lerp_rows<In, STEPS>;
     CUDA_TRY(w->dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "the lerps", e);
     dim3 grid((unsigned)strips, (unsigned)pieces(w->grid.T, args.run));
-    kernel<<<grid, walk::THREADS, (size_t)bytes, w->stream>>>(args);
+    launch_early(overlaps(w), w->stream, kernel, grid, walk::THREADS, (size_t)bytes, args);
     return LAUNCHED(w, "the lerps", e);
 }
 

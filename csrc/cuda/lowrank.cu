@@ -5,6 +5,7 @@
  * come once in the order of the fragments, and what follows the product is applied to the sums as they stand. Columns are
  * dealt so that a lane ends with four neighbours: whole sectors are read and written. The lerps of many rows are lerp.cu's. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
 
 enum { THREADS = 128, WARPS = THREADS / 32, LERPS = 5 };
@@ -117,6 +118,8 @@ static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STE
 template <typename In, int STEPS, bool DECAY>
 static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(const struct up_args a) {
     constexpr int GROUPS = DECAY ? 1 : LERPS;
+    let_next_kernel_start();
+    wait_for_kernels_before();
     int T = a.meta.head[0], lane = threadIdx.x % 32, row = ((int)blockIdx.x * WARPS + (int)threadIdx.x / 32) * 16;
     if (row >= T) return;
     uint32_t f[GROUPS][STEPS][4];
@@ -182,10 +185,10 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
 template <typename In, bool DECAY>
 static void launch_steps(const struct worker *w, const struct up_args &a, int steps) {
     dim3 grid((unsigned)pieces(w->grid.T, 16 * WARPS), (unsigned)pieces(a.C, a.chunk));
-    if (steps == 1) up_rows<In, 1, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
-    else if (steps == 2) up_rows<In, 2, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
-    else if (steps == 4) up_rows<In, 4, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
-    else if constexpr (DECAY) up_rows<In, 8, DECAY><<<grid, THREADS, 0, w->stream>>>(a);
+    if (steps == 1) launch_early(overlaps(w), w->stream, up_rows<In, 1, DECAY>, grid, THREADS, 0, a);
+    else if (steps == 2) launch_early(overlaps(w), w->stream, up_rows<In, 2, DECAY>, grid, THREADS, 0, a);
+    else if (steps == 4) launch_early(overlaps(w), w->stream, up_rows<In, 4, DECAY>, grid, THREADS, 0, a);
+    else if constexpr (DECAY) launch_early(overlaps(w), w->stream, up_rows<In, 8, DECAY>, grid, THREADS, 0, a);
 }
 
 template <bool DECAY>
@@ -229,7 +232,7 @@ enum status cuda_time_shift(struct worker *w, const struct time_shift *a, struct
 enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e) {
     struct product down = {a->w1->data, a->mixed_w, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
     struct up_args args = {};
-    TRY(product_run(w, PLAN_DECAY_DOWN, &down, 1, e));
+    TRY(product_join(w, PLAN_DECAY_DOWN, &down, e));
     w->decay = *a;
     if (chunk_fits(w->dev)) return OK;
     args.time_decay = vector_of(a->time_decay);

@@ -17,7 +17,7 @@ static inline int plan_rows(size_t budget, size_t used, size_t bytes_per_row, in
 
 /* Rows that a recorded pass of T is sized for, at most `most`: few enough buckets that they are met again. */
 static inline int plan_bucket_rows(int T, int most) {
-    int step = T <= 128 ? 16 : 64, up = (T + step - 1) / step * step;
+    int step = T <= 64 ? 8 : T <= 128 ? 16 : 64, up = (T + step - 1) / step * step;
     return up < most ? up : most;
 }
 

@@ -4,7 +4,10 @@
  * holds best for many rows; what differs is dropped, and of the rest the fastest is kept for each of a few numbers of
  * rows. So a row's result is one and the same whatever the pass, whichever way was taken. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
+
+#include <string.h>
 
 enum { THREADS = 256, WIDTH = 8, TIMES = 3 };
 
@@ -65,10 +68,21 @@ static enum status run_one(struct worker *w, enum plan_kind kind, const struct p
 enum status product_run(struct worker *w, enum plan_kind kind, const struct product *p, int count, struct error *e) {
     const struct device *dev = w->dev;
     if (w->grid.T <= FEW_ROWS && dev->few[kind] && count <= MOST_FEW)
-        return cuda_status(w->dev, few_run(dev, w->stream, w->meta.head, w->grid.T, p, count), "a product of few rows",
-                           e);
+        return cuda_status(w->dev, few_run(dev, w->stream, overlaps(w), w->meta.head, w->grid.T, p, count),
+                           "a product of few rows", e);
     for (int i = 0; i < count; i++) TRY(run_one(w, kind, &p[i], e));
     return OK;
+}
+
+enum status product_join(struct worker *w, enum plan_kind kind, const struct product *p, struct error *e) {
+    struct product all[MOST_FEW];
+    int count = w->held_count;
+    w->held_count = 0;
+    memcpy(all, w->held, sizeof w->held);
+    all[count] = *p;
+    if (w->dev->few[kind]) return product_run(w, kind, all, count + 1, e);
+    if (count) TRY(product_run(w, PLAN_HEADS, all, count, e));
+    return product_run(w, kind, p, 1, e);
 }
 
 static enum plan_kind kind_of(const struct gemm *a) {
@@ -88,8 +102,13 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
         p[i] = product{a[i].w->data, a[i].in, a[i].out, a[i].gate, a[i].w->n, a[i].w->k, (int)a[i].epilogue};
         few = few && w->dev->few[kind_of(&a[i])];
     }
+    if (few && count == 4) { /* the heads': rwkv6.c asks for the decay next */
+        memcpy(w->held, p, sizeof w->held);
+        w->held_count = count;
+        return OK;
+    }
     if (few) /* whatever their shapes, in one launch */
-        return cuda_status(w->dev, few_run(w->dev, w->stream, w->meta.head, w->grid.T, p, count),
+        return cuda_status(w->dev, few_run(w->dev, w->stream, overlaps(w), w->meta.head, w->grid.T, p, count),
                            "products of few rows", e);
     for (int i = 0; i < count; i++) TRY(run_one(w, kind_of(&a[i]), &p[i], e));
     return OK;
@@ -194,28 +213,34 @@ static enum status choose_for(const struct trial *t, const struct plan *plan, co
                                plan->n, plan->k);
 }
 
-/* Whether the kernel for few rows gives the expected bits too. */
+/* Whether the kernel for few rows gives the expected bits too, however it cuts the work: alone, and several in a launch. */
 static enum status check_few(const struct trial *t, enum plan_kind kind, struct error *e) {
     struct device *dev = t->dev;
     const struct plan *plan = &dev->plans[kind];
-    int rows = t->rows < FEW_ROWS - 3 ? t->rows : FEW_ROWS - 3;
-    struct product p = {t->w,
-                        t->in,
-                        t->out,
-                        NULL,
-                        plan->n,
-                        plan->k,
-                        kind == PLAN_KEY   ? (int)RELU2
-                        : plan->beta != 0  ? (int)ADD
-                        : plan->out == F32 ? (int)STORE_FLOAT
-                                           : (int)STORE};
-    if (!few_fits(dev, &p)) return OK;
+    int rows = t->rows < FEW_ROWS - 3 ? t->rows : FEW_ROWS - 3, most = plan->beta != 0 ? 1 : MOST_FEW;
+    struct product p[MOST_FEW];
+    for (int i = 0; i < MOST_FEW; i++)
+        p[i] = product{t->w,
+                       t->in,
+                       t->out,
+                       NULL,
+                       plan->n,
+                       plan->k,
+                       kind == PLAN_KEY   ? (int)RELU2
+                       : plan->beta != 0  ? (int)ADD
+                       : plan->out == F32 ? (int)STORE_FLOAT
+                                          : (int)STORE};
+    if (!few_fits(dev, p)) return OK;
     CUDA_TRY(dev, cudaMemcpyAsync(t->numbers, &rows, sizeof rows, cudaMemcpyHostToDevice, t->stream),
              "comparing products", e);
-    CUDA_TRY(dev, cudaMemsetAsync(t->out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
     if (kind == PLAN_KEY) launch_square(dev, t->stream, t->numbers, rows, plan->n, t->expected);
-    CUDA_TRY(dev, few_run(dev, t->stream, t->numbers, rows, &p, 1), "comparing products", e);
-    return same_bits(t, result_bytes(plan, rows), &dev->few[kind], e);
+    dev->few[kind] = true;
+    for (int count = 1; count <= most && dev->few[kind]; count++) {
+        CUDA_TRY(dev, cudaMemsetAsync(t->out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
+        CUDA_TRY(dev, few_run(dev, t->stream, false, t->numbers, rows, p, count), "comparing products", e);
+        TRY(same_bits(t, result_bytes(plan, rows), &dev->few[kind], e));
+    }
+    return OK;
 }
 
 static enum status choose(const struct trial *t, enum plan_kind kind, struct error *e) {

@@ -6,6 +6,7 @@
  * pass. A block walks a run of neighbouring rows and keeps the normalised row before in registers; how long the runs are
  * changes no bit. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
 
 enum { OWNERS = 256, SUMS = OWNERS / 32, FEW = 4 };
@@ -149,6 +150,8 @@ template <int Q> static __global__ void __launch_bounds__(OWNERS) embed_rows(con
     constexpr int TH = OWNERS;
     __shared__ sums<1> room;
     int t = blockIdx.x;
+    let_next_kernel_start();
+    wait_for_kernels_before();
     if (t >= *a.T) return;
     size_t from = (size_t)a.ids[t] * a.C;
     row<Q, TH> r;
@@ -204,6 +207,8 @@ __device__ __forceinline__ void load_past(row<Q, TH> &r, const struct shift_args
 template <typename In, int Q, int OUTS, int TH, int BATCH, int PER_SM>
 static __global__ void __launch_bounds__(TH, PER_SM) shift_rows(const struct shift_args a) {
     __shared__ sums<BATCH> room;
+    let_next_kernel_start();
+    wait_for_kernels_before();
     int first = blockIdx.x * a.run, last = min(first + a.run, a.meta.head[0]);
     if (first >= last) return;
     row<Q, TH> before, now[BATCH], next[BATCH];
@@ -274,6 +279,8 @@ static __device__ __forceinline__ float4 pool_one(int pooling, float4 sum, float
 /* A thread owns four columns of one sequence and adds its rows in order, eight loads ahead. */
 static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct pool_args a) {
     int s = blockIdx.x, c = 4 * (blockIdx.y * POOL_THREADS + threadIdx.x);
+    let_next_kernel_start();
+    wait_for_kernels_before();
     if (s >= a.meta.head[1] || c >= a.C) return;
     int first = a.meta.start[s], last = a.meta.start[s + 1], before = a.meta.before[s], total = a.meta.total[s];
     int turn = a.meta.head[2];
@@ -325,7 +332,7 @@ struct embed_launch {
     struct worker *w;
     struct embed_args args;
     template <int Q> void run() const {
-        embed_rows<Q><<<(unsigned)w->grid.T, OWNERS, 0, w->stream>>>(args);
+        launch_early(overlaps(w), w->stream, embed_rows<Q>, dim3((unsigned)w->grid.T), OWNERS, 0, args);
     }
 };
 
@@ -348,9 +355,10 @@ struct shift_launch {
     int outs;
     template <typename In, int Q, int TH, int BATCH, int PER_SM> void run_as() const {
         unsigned blocks = (unsigned)pieces(w->grid.T, args.run);
-        if (outs == 0) shift_rows<In, Q, 0, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
-        else if (outs == 1) shift_rows<In, Q, 1, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
-        else shift_rows<In, Q, 2, TH, BATCH, PER_SM><<<blocks, TH, 0, w->stream>>>(args);
+        auto kernel = outs == 0   ? shift_rows<In, Q, 0, TH, BATCH, PER_SM>
+                      : outs == 1 ? shift_rows<In, Q, 1, TH, BATCH, PER_SM>
+                                  : shift_rows<In, Q, 2, TH, BATCH, PER_SM>;
+        launch_early(overlaps(w), w->stream, kernel, dim3(blocks), TH, 0, args);
     }
     template <typename In, int Q> void run_as() const {
         constexpr int batch = Q < 8 ? 2 : 1, blocks = Q < 4 ? 3 : 1;
@@ -425,6 +433,6 @@ enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e) {
     args.column = a->column;
     args.pooling = w->pass.pooling;
     dim3 grid((unsigned)w->grid.S, (unsigned)pieces(args.C, 4 * POOL_THREADS));
-    pool_rows<<<grid, POOL_THREADS, 0, w->stream>>>(args);
+    launch_early(overlaps(w), w->stream, pool_rows, grid, POOL_THREADS, 0, args);
     return LAUNCHED(w, "pooling", e);
 }

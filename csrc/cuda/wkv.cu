@@ -5,6 +5,7 @@
  * lane's keys in ascending order, then over four lanes. The bonus, r (u k) v, is one number a token. GroupNorm and gate
  * follow at the end of a chunk. Other head sizes take a plain kernel; heads of 64 in bfloat16 are wkv_chunk.cu's. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
 
 enum { HEAD = 64, CHUNK = 8, WARPS = 2, THREADS = 32 * WARPS, PART = CHUNK / WARPS };
@@ -203,6 +204,8 @@ template <typename In, typename Out>
 static __global__ void __launch_bounds__(THREADS, 8) wkv_64(const struct wkv_args a) {
     __shared__ __align__(16) struct chunk<Out> c;
     int piece = blockIdx.x / a.H, head = blockIdx.x % a.H, lane = threadIdx.x % 32, mine = threadIdx.x / 32 * PART;
+    let_next_kernel_start();
+    wait_for_kernels_before();
     if (piece >= a.meta.head[1]) return;
     int first = a.meta.start[piece], last = a.meta.start[piece + 1], from = a.meta.from[piece], to = a.meta.to[piece],
         turn = 0;
@@ -295,7 +298,7 @@ template <typename In, typename Out> static void launch(const struct worker *w, 
         if constexpr (sizeof(Out) == 4) { /* in bfloat16 it is wkv_chunk.cu's */
             cudaFuncSetAttribute(wkv_64<In, Out>, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);
-            wkv_64<In, Out><<<blocks, THREADS, 0, stream>>>(a);
+            launch_early(overlaps(w), stream, wkv_64<In, Out>, dim3(blocks), THREADS, 0, a);
         }
         break;
     default: wkv_plain<In, Out, 128><<<blocks, 128, 0, stream>>>(a); break;

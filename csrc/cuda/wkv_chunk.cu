@@ -14,6 +14,7 @@
  * pass may cut it at CHUNK_GRAIN tokens: where the state takes over. The decay is made here too, from its low rank:
  * float32 would be 8 of 28 KB a token. */
 #include "cuda.h"
+#include "launch.cuh"
 #include "mma.cuh"
 
 enum { HEAD = 64, TILE = 16, WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE, KEPT = 2 * WARPS };
@@ -597,12 +598,14 @@ template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) w
     if (!HAS_BF16) return;
     __shared__ __align__(256) struct shared m;
     int number = blockIdx.x / a.H, lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    let_next_kernel_start();
     if (number >= a.meta.head[1]) return;
     /* One load for all four, and by shuffles: else the compiler loads again where they are needed, and waits again. */
     const int *there = lane < 2 ? a.meta.start + lane : lane == 2 ? a.meta.from : a.meta.to;
     int value = there[number];
     struct piece p = {__shfl_sync(~0u, value, 0), __shfl_sync(~0u, value, 1), __shfl_sync(~0u, value, 2),
                       __shfl_sync(~0u, value, 3), (int)blockIdx.x % a.H * HEAD};
+    wait_for_kernels_before(); /* the numbers of the pass come from none */
     if (p.last - p.first <= CHUNK_GRAIN && p.from < 0 && p.to < 0) run_piece<STEPS, false>(&m, a, p, warp);
     else run_piece<STEPS, true>(&m, a, p, warp);
 }
@@ -616,7 +619,8 @@ bool chunk_fits(const struct device *dev) {
 template <int STEPS> static void launch(const struct worker *w, const struct chunk_args &a) {
     cudaFuncSetAttribute(wkv_chunk<STEPS>, cudaFuncAttributePreferredSharedMemoryCarveout,
                          cudaSharedmemCarveoutMaxShared);
-    wkv_chunk<STEPS><<<(unsigned)w->grid.S *(unsigned)a.H, THREADS, 0, w->stream>>>(a);
+    dim3 grid((unsigned)w->grid.S * (unsigned)a.H);
+    launch_early(overlaps(w), w->stream, wkv_chunk<STEPS>, grid, THREADS, 0, a);
 }
 
 enum status chunk_run(struct worker *w, const struct wkv *a, float *slots, size_t slot_stride, struct error *e) {

@@ -266,7 +266,8 @@ enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, 
     }
     /* A recorded pass cannot wait in its middle for the rows of the pass before: wait here. */
     w->pool_waits = false;
-    CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
+    if (w->flights[w->turn ^ 1].bytes)
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
     *replay = w->record->exec != NULL;
     if (*replay) return OK;
     CUDA_TRY(w->dev, cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeThreadLocal), "recording a pass", e);
@@ -303,11 +304,13 @@ enum status cuda_end(struct worker *w, struct error *e) {
     f->target = p->pooled;
     w->turn ^= 1;
     if (!f->bytes) return OK;
-    CUDA_TRY(w->dev, cudaEventRecord(w->computed, w->stream), "ending a pass", e);
-    CUDA_TRY(w->dev, cudaStreamWaitEvent(w->copies, w->computed, 0), "ending a pass", e);
-    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, w->copies),
-             "ending a pass", e);
-    CUDA_TRY(w->dev, cudaEventRecord(f->done, w->copies), "ending a pass", e);
+    cudaStream_t home = w->record ? w->stream : w->copies; /* few rows are sooner copied than another stream is told */
+    if (!w->record) {
+        CUDA_TRY(w->dev, cudaEventRecord(w->computed, w->stream), "ending a pass", e);
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->copies, w->computed, 0), "ending a pass", e);
+    }
+    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, home), "ending a pass", e);
+    CUDA_TRY(w->dev, cudaEventRecord(f->done, home), "ending a pass", e);
     touch(f->target, f->bytes);
     return OK;
 }
