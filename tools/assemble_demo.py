@@ -1,12 +1,12 @@
 """Puts the bundled model together from the training runs, or a random one of the same shape.
 
     python tools/assemble_demo.py blend LM RUN [RUN ...] --out rwkvsts/assets/demo
-    python tools/assemble_demo.py random --seed 1 [--normal] --out FOLDER --vocabulary FILE
+    python tools/assemble_demo.py random --seed 101 [--idle] --out FOLDER --vocabulary FILE
 
 `blend` averages the runs of stage 2 and goes FACTOR times as far from the stage 1 model as their
 average lies: W = LM + FACTOR (mean(RUN) - LM). The runs share stage 1, so their weights may be
-averaged; going further pays because each run was short. `random` writes the weights that the
-training script starts from, or, with --normal, every matrix normal with variance 1 / inputs.
+averaged; going further pays because each run was short. `random` writes an untrained model with
+every weight matrix at PyTorch's default, or, with --idle, with output projections of zero besides.
 Promises model.safetensors (bfloat16, no LM head) and config.json.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from rwkv6_torch import RWKV6, Shape
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 FACTOR = 1.5
 
@@ -36,15 +36,17 @@ def blend(lm: Path, runs: list[Path], factor: float) -> dict[str, Tensor]:
     return blended
 
 
-def random_model(seed: int, normal: bool) -> dict[str, Tensor]:
-    """Weights of an untrained model."""
+def random_model(seed: int, idle: bool) -> dict[str, Tensor]:
+    """Weights of an untrained model; `idle` blocks add nothing to the stream."""
     torch.manual_seed(seed)
     model = RWKV6(Shape())
-    if normal:
-        for name, weight in model.named_parameters():
-            if name.endswith(".weight") and weight.dim() == 2:
-                inputs = 1 if "embeddings" in name else weight.shape[1]
-                torch.nn.init.normal_(weight, std=inputs**-0.5)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.reset_parameters()
+    if idle:
+        for block in model.blocks:
+            nn.init.zeros_(block.attention.output.weight)
+            nn.init.zeros_(block.feed_forward.value.weight)
     return model.checkpoint()
 
 
@@ -68,7 +70,7 @@ def main() -> None:
     blended.add_argument("runs", type=Path, nargs="+")
     random = kinds.add_parser("random")
     random.add_argument("--seed", type=int, default=1)
-    random.add_argument("--normal", action="store_true")
+    random.add_argument("--idle", action="store_true")
     random.add_argument("--vocabulary", type=Path, required=True)
     for kind in (blended, random):
         kind.add_argument("--out", type=Path, required=True)
@@ -76,7 +78,7 @@ def main() -> None:
     if options.kind == "blend":
         write(blend(options.lm, options.runs, FACTOR), options.out)
     else:
-        write(random_model(options.seed, options.normal), options.out)
+        write(random_model(options.seed, options.idle), options.out)
         shutil.copy(options.vocabulary, options.out)
 
 
