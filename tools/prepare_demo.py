@@ -1,13 +1,15 @@
 """Packs what the training script reads: token ids, held-out text, sentence triples.
 
-    python tools/prepare_demo.py CORPORA VOCABULARY OUT [--seed 1]
+    python tools/prepare_demo.py CORPORA VOCABULARY OUT [--seed 1] [--data DATA]
 
 Assumes the vocabulary of learn_vocabulary.py, whose entries hold a space only in front and no other
 white space beside anything else, so that text may be cut before each space. Promises one
 `prepared.npz.xz` (read by `load_prepared`): `tokens`, uint16, the training documents in random
 order, id 0 before each; `repeats`, how often each is to be read; `held_out`, like `tokens`, and
 `held_out_bytes`, the size of its text; `triples`, the sentences of all triples one after another,
-and `lengths`, [n, 3], their tokens. No evaluation set is read.
+`lengths`, [n, 3], their tokens, and `grades`, [n], in hundredths. None of them holds a sentence of
+an evaluation set. With --data, dev.npz holds the development pairs, by which recipe and layer are
+chosen: MRPC train[1000:], STS-B train, SICK train, as ids, lengths and labels.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from sentence_pairs import triples
 
 CHUNK = re.compile(r" ?[^\s]+|\s")
 TRIPLE_TOKENS = 48
+DEVELOPMENT = (("mrpc", "train[1000:]"), ("stsb", "train"), ("sick", "train"))
 
 
 class Encoder:
@@ -60,15 +63,35 @@ def pack_documents(texts: list[str], encoder: Encoder) -> np.ndarray:
     return np.concatenate(stream)
 
 
-def pack_triples(folder: Path, encoder: Encoder, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids uint16, flat, and lengths [n, 3] uint8; sentences are cut at TRIPLE_TOKENS."""
+def pack_triples(folder: Path, encoder: Encoder, seed: int) -> dict[str, np.ndarray]:
+    """Ids uint16, flat; lengths [n, 3] uint8; grades [n] in hundredths.
+
+    Sentences are cut at TRIPLE_TOKENS.
+    """
+    made = triples(folder, seed)
     sentences = [
         np.array(encoder.encode(text)[:TRIPLE_TOKENS], np.uint16)
-        for triple in triples(folder, seed)
-        for text in triple
+        for triple in made
+        for text in triple[:3]
     ]
-    lengths = np.array([len(ids) for ids in sentences], np.uint8)
-    return np.concatenate(sentences), lengths.reshape(-1, 3)
+    lengths = np.array([len(ids) for ids in sentences], np.uint8).reshape(-1, 3)
+    grades = np.array([round(100 * triple[3]) for triple in made], np.uint8)
+    return {"triples": np.concatenate(sentences), "lengths": lengths, "grades": grades}
+
+
+def pack_development(data: Path, encoder: Encoder) -> dict[str, np.ndarray]:
+    """The development pairs: for each set ids, one sentence after another, lengths, labels."""
+    from rwkvsts import datasets
+
+    arrays = {}
+    for name, split in DEVELOPMENT:
+        pairs = datasets.load(name, split, data=data)
+        both = zip(pairs.sentence1, pairs.sentence2, strict=True)
+        ids = [np.array(encoder.encode(s)[:255], np.uint16) for pair in both for s in pair]
+        arrays[f"{name}_ids"] = np.concatenate(ids)
+        arrays[f"{name}_lengths"] = np.array([len(row) for row in ids], np.uint8)
+        arrays[f"{name}_labels"] = pairs.label.astype(np.float32)
+    return arrays
 
 
 def save_prepared(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -91,21 +114,22 @@ def main() -> None:
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     encoder = Encoder(options.vocabulary)
+    if options.data:
+        np.savez_compressed(options.out / "dev.npz", **pack_development(options.data, encoder))
     documents = load(options.corpora)
     training = [d for d in documents if not d.held_out]
     order = np.random.default_rng(options.seed).permutation(len(training))
     held_out = [d.text for d in documents if d.held_out]
-    ids, lengths = pack_triples(options.corpora, encoder, options.seed)
     arrays = {
         "tokens": pack_documents([training[i].text for i in order], encoder),
         "repeats": np.array([REPEATS[training[i].source] for i in order], np.uint8),
         "held_out": pack_documents(held_out, encoder),
         "held_out_bytes": np.int64(sum(len(text.encode()) for text in held_out)),
-        "triples": ids,
-        "lengths": lengths,
+        **pack_triples(options.corpora, encoder, options.seed),
     }
     save_prepared(options.out / "prepared.npz.xz", arrays)
     for name, array in arrays.items():

@@ -100,16 +100,6 @@ def drop_words(text: str, rng: random.Random, function: float, content: float) -
     return " ".join(kept) if len(kept) >= 2 else text
 
 
-def drop_detail(text: str, rng: random.Random) -> str:
-    """Leave out one run of words, up to a third of a sentence of eight or more."""
-    words = words_of(text)
-    if len(words) < 8:
-        return text
-    size = rng.randint(2, max(2, len(words) // 3))
-    begin = rng.randrange(len(words) - size)
-    return " ".join(words[:begin] + words[begin + size :])
-
-
 def turn_clauses(text: str, rng: random.Random) -> str:
     """`A, b.` as `B, a.` where both parts have three words or more."""
     parts = re.split(r" ?, ", text.rstrip(" ."))
@@ -137,6 +127,19 @@ def respell(text: str, rng: random.Random) -> str:
     return text
 
 
+def inflect(text: str, rng: random.Random, known: set[str]) -> str:
+    """Words of five letters or more in another form that the corpus knows, one in four of them."""
+    words = words_of(text)
+    for i, word in enumerate(words):
+        if len(word) < 5 or not word.isalpha() or not word.islower() or rng.random() > 0.25:
+            continue
+        stem = re.sub(r"(?:s|es|ed|d|ing)$", "", word)
+        forms = {stem + end for end in ("", "s", "es", "e", "ed", "ing")} & known - {word}
+        if len(stem) >= 4 and forms:
+            words[i] = rng.choice(sorted(forms))
+    return " ".join(words)
+
+
 def restyle(text: str, rng: random.Random) -> str:
     """Case, final stop, spaced or absent punctuation."""
     if rng.random() < 0.25:
@@ -151,29 +154,49 @@ def restyle(text: str, rng: random.Random) -> str:
     return text
 
 
-def same_meaning(text: str, rng: random.Random) -> str:
-    """A sentence that says nearly the same in fewer or other words."""
+def same_meaning(text: str, rng: random.Random, known: set[str]) -> str:
+    """A sentence that says the same: all content stays, its order and its dress may change."""
     if rng.random() < 0.35:
         text = turn_clauses(text, rng)
     if rng.random() < 0.5:
         text = respell(text, rng)
-    if rng.random() < 0.3:
-        text = drop_detail(text, rng)
-    content = rng.choice((0.0, 0.0, 0.1, 0.2, 0.3))
+    if rng.random() < 0.4:
+        text = inflect(text, rng, known)
+    content = rng.choice((0.0, 0.0, 0.05, 0.1))
     text = drop_words(text, rng, rng.choice((0.0, 0.3, 0.6)), content)
     return restyle(text, rng)
 
 
-def halves(text: str, rng: random.Random) -> tuple[str, str]:
-    """Two shares of the content words, in order, a fifth of them in both."""
-    first, second = [], []
-    for word in words_of(text):
-        where = rng.random()
-        if is_kept(word) or where < 0.6:
-            first.append(word)
-        if is_kept(word) or where > 0.4:
-            second.append(word)
-    return " ".join(first), " ".join(second)
+def shared(one: str, other: str) -> float:
+    """Share of what the fuller text says that the other says too: 0 to 1.
+
+    Words count by their first five letters and once; a function word counts a quarter.
+    """
+    first, second = ({core(w)[:5] for w in words_of(text)} - {""} for text in (one, other))
+
+    def weight(words: set[str]) -> float:
+        return sum(0.25 if word in FUNCTION else 1.0 for word in words)
+
+    return weight(first & second) / max(weight(first), weight(second), 0.25)
+
+
+def partly_same(text: str, other: str, rng: random.Random) -> str:
+    """A sentence that says a part of the same: details left out, added, or exchanged."""
+    words, theirs = words_of(text), words_of(other)
+    kinds = rng.sample(("leave", "add", "exchange"), rng.choice((1, 1, 2)))
+    if "leave" in kinds and len(words) > 5:
+        size = rng.randint(1, len(words) // 2)
+        begin = rng.randrange(len(words) - size)
+        words = words[:begin] + words[begin + size :]
+    if "add" in kinds:
+        size = rng.randint(1, min(len(theirs), max(1, len(words) // 2)))
+        begin = rng.randrange(len(theirs) - size + 1)
+        place = rng.choice((0, len(words)))
+        words = words[:place] + theirs[begin : begin + size] + words[place:]
+    if "exchange" in kinds:
+        for i in rng.sample(range(len(words)), rng.randint(1, max(1, len(words) // 2))):
+            words[i] = rng.choice(theirs)
+    return " ".join(words)
 
 
 def change_number(words: list[str], rng: random.Random, names: list[str]) -> bool:

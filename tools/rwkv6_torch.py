@@ -226,7 +226,8 @@ class RWKV6(nn.Module):
         super().__init__()
         self.shape = shape
         self.embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        nn.init.uniform_(self.embeddings.weight, -1e-4, 1e-4)
+        # Small beside the first norm's epsilon: how long a token's vector is remains to be learned.
+        nn.init.uniform_(self.embeddings.weight, -2e-3, 2e-3)
         layers = range(shape.num_hidden_layers)
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in layers)
         self.ln_out = nn.LayerNorm(shape.hidden_size)

@@ -1,9 +1,10 @@
-"""Triples (anchor, positive, hard negative) for the sentence objective, from the corpora alone.
+"""Triples (anchor, positive, third) for the sentence objective, from the corpora alone.
 
 Positives: a WikiSplit sentence and its split form; two sentences of one TurkCorpus cluster (a
-sentence and its simplifications by several hands); a sentence and its rewriting; two overlapping
-shares of one sentence's words. Negatives: the anchor or its positive with a changed number, name,
-negation, direction, tense, or with foreign content words. See rewriting.py.
+sentence and its simplifications by several hands); a sentence and its rewriting. Thirds, each with
+a grade between 0 and 1 that says how much it has in common: the anchor or its positive with a
+changed number, name, negation, direction, tense, or with foreign content words; or with details
+left out, added or exchanged. See rewriting.py.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from corpus import BLOCK_LINES, block_is_held_out, detokenize, load, read_lines,
 from rewriting import (
     FUNCTION,
     core,
-    halves,
     is_name,
     other_meaning,
+    partly_same,
     restyle,
     same_meaning,
+    shared,
     words_of,
 )
 
 SHORTEST, LONGEST = 4, 45  # words
-SAMPLE = {"novels": 40000, "cia": 20000, "sgd": 12000, "taskmaster": 1500, "ud": 15000}
-ROUNDS = {"wikisplit": 3, "turkcorpus": 10, "sentence": 2}  # triples per item
+SAMPLE = {"novels": 35000, "cia": 15000, "sgd": 12000, "taskmaster": 1500, "ud": 15000}
+ROUNDS = {"wikisplit": 3, "turkcorpus": 16, "sentence": 2}  # triples per item
 
-Triple = tuple[str, str, str]
+CHANGED, CHANGED_GRADE = 0.5, 0.7  # share of thirds with one telling change, and their grade
+
+Triple = tuple[str, str, str, float]
 
 
 def sentences_of(text: str) -> list[str]:
@@ -65,11 +69,16 @@ def turk_clusters(folder: Path) -> list[list[str]]:
     return [cluster for cluster in clusters if len(cluster) > 1]
 
 
+def reaches_held_out(at: int) -> bool:
+    """Whether one of WikiSplit's lines `at` to `at` + 2 is held out."""
+    return any(block_is_held_out(line // BLOCK_LINES) for line in (at, at + 2))
+
+
 def paired(folder: Path, rng: random.Random) -> list[tuple[str, str]]:
     """(anchor, positive) pairs that people wrote: WikiSplit and TurkCorpus."""
     pairs = []
-    for index, (whole, first, second) in enumerate(wiki_triples(folder)):
-        if not block_is_held_out(index * 3 // BLOCK_LINES):
+    for at, (whole, first, second) in wiki_triples(folder):
+        if not reaches_held_out(at):
             pair = (whole, f"{first} {second}")
             pairs += [pair] * ROUNDS["wikisplit"]
     for cluster in turk_clusters(folder):
@@ -93,8 +102,8 @@ def single(folder: Path, rng: random.Random) -> list[str]:
     for source, count in SAMPLE.items():
         pool = sorted(by_source[source])
         chosen += rng.sample(pool, min(count, len(pool)))
-    for index, triple in enumerate(wiki_triples(folder)):
-        if not block_is_held_out(index * 3 // BLOCK_LINES):
+    for at, triple in wiki_triples(folder):
+        if not reaches_held_out(at):
             chosen += [detokenize(rng.choice(triple[1:])), detokenize(triple[0])]
     return chosen * ROUNDS["sentence"]
 
@@ -108,27 +117,36 @@ def names_of(sentences: list[str]) -> list[str]:
     return [name for name, n in sorted(counts.items()) if n > 2 for _ in range(min(n, 20))]
 
 
+def known_words(sentences: list[str]) -> set[str]:
+    """Lower-case words that the sentences hold five times or more."""
+    counts = Counter(word for sentence in sentences for word in words_of(sentence))
+    return {word for word, n in counts.items() if n >= 5 and word.isalpha() and word.islower()}
+
+
 def triples(folder: Path, seed: int) -> list[Triple]:
     """All triples, shuffled; the same for the same seed."""
     rng = random.Random(seed)
     pairs, sentences = paired(folder, rng), single(folder, rng)
-    names = names_of(sentences)
+    names, known = names_of(sentences), known_words(sentences)
     made: list[Triple] = []
-    for anchor, positive in pairs:
-        base = anchor if rng.random() < 0.5 else positive
-        negative = other_meaning(base, rng.choice(sentences), rng, names)
-        light = rng.random()
-        if light < 0.3:
-            positive = same_meaning(positive, rng)
-        made.append((anchor, restyle(positive, rng), restyle(negative, rng)))
-    for sentence in sentences:
-        if rng.random() < 0.1:
-            anchor, positive = halves(sentence, rng)
+    for anchor, positive in pairs + [(sentence, sentence) for sentence in sentences]:
+        written = anchor != positive  # by people
+        base, other = rng.choice((anchor, positive)), rng.choice(sentences)
+        if rng.random() < CHANGED:
+            third, grade = other_meaning(base, other, rng, names), CHANGED_GRADE
         else:
-            anchor = sentence if rng.random() < 0.6 else same_meaning(sentence, rng)
-            positive = same_meaning(sentence, rng)
-        negative = restyle(other_meaning(sentence, rng.choice(sentences), rng, names), rng)
-        made.append((anchor, positive, negative))
-    made = [t for t in made if all(len(core(s)) > 3 for s in t) and t[1] != t[2]]
+            third = partly_same(base, other, rng)
+            grade = shared(base, third)
+        if not written and rng.random() < 0.5:
+            # An edit leaves traces of its own: as often as not it is the anchor that was edited.
+            anchor, positive, third = third, third, anchor
+        if rng.random() < (0.3 if written else 0.4):
+            anchor = same_meaning(anchor, rng, known)
+        if not written or rng.random() < 0.3:
+            positive = same_meaning(positive, rng, known)
+        if not written or rng.random() < 0.3:
+            third = same_meaning(third, rng, known)
+        made.append((anchor, restyle(positive, rng), restyle(third, rng), grade))
+    made = [t for t in made if all(len(core(s)) > 3 for s in t[:3]) and len(set(t[:3])) == 3]
     rng.shuffle(made)
     return made

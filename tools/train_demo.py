@@ -1,20 +1,21 @@
-"""Trains the demo model: RWKV-6 on the prepared corpora, then with a sentence objective besides.
+"""Trains the demo model: RWKV-6 on the prepared corpora, with a sentence objective besides.
 
-    python tools/train_demo.py lm PREPARED OUT --minutes 2.1
-    python tools/train_demo.py a PREPARED OUT --minutes 1.7 --resume OUT/lm.safetensors
+    python tools/train_demo.py PREPARED OUT --recipe even --steps 2000
 
-Stage "lm" is language modelling alone. Stages "a" to "d" each go on from it with language
-modelling and a contrastive loss on the mean-pooled residual stream after some blocks: of all
-positives and hard negatives of the batch, an anchor shall be nearest to its own positive. They
-differ in the blocks and in the weight of hard negatives; assemble_demo.py makes one model of them.
-A stage leaves `<stage>.safetensors`, its LM head in `<stage>.head.safetensors` and its loss curve
-in `<stage>.json`. Assumes a GPU with nvcc, or a C compiler and patience. The schedule follows the
-clock, so two runs differ by the steps they manage.
+Every step takes language modelling windows and sentence triples. The sentence objective works on
+the mean-pooled residual stream after some blocks and has two parts. Contrast: of all positives and
+thirds of the batch, an anchor shall be nearest to its own positive. Order: of two pairs of
+sentences with different grades, the cosine of the higher one shall be higher.
+Leaves `<recipe>.safetensors`, the moving average of the weights, its LM head in
+`<recipe>.head.safetensors`, and `<recipe>.json`: losses, held-out bits per byte, and Spearman on
+development pairs where PREPARED's folder has dev.npz. Seed and number of steps fix the schedule and
+every draw. Assumes a GPU with nvcc, or a C compiler and patience.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -26,44 +27,54 @@ import numpy as np
 import torch
 from prepare_demo import TRIPLE_TOKENS, load_prepared
 from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-TEMPERATURE = 0.1
 WINDOW = 256  # tokens of a language modelling sequence
-WARM_UP = 0.02  # share of a stage
+PEAK, LAST = 2e-3, 1e-4  # learning rate
+EMBEDDING_RATE = 0.2  # times the others': rows stay small, so that the first norm leaves them free
+WARM_UP = 0.03  # share of the steps
+AVERAGE = 0.998  # of the weights, a step
+TIE = 0.1  # grades nearer than this are not ordered
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Peak and last learning rate, sequences and triples of a batch, and the sentence objective.
+class Recipe:
+    """The sentence objective, and what a batch holds.
 
-    `hard_weight` is that of a hard negative; a positive of another anchor weighs 1.
+    `hard_weight` is a third's weight in the contrast; a positive of another anchor weighs 1.
+    `positions` bounds a batch's sentence tokens, padding included.
     """
 
-    peak: float
-    last: float
-    sequences: int
-    triples: int = 0
-    layers: tuple[int, ...] = ()
-    hard_weight: float = 0.0
+    layers: tuple[int, ...]
+    temperature: float
+    hard_weight: float
+    order_weight: float
+    order_temperature: float
+    sequences: int = 32
+    positions: int = 98304
 
 
-STAGES = {
-    "lm": Stage(2e-3, 2e-4, 128),
-    "a": Stage(1e-3, 0.0, 48, 512, (3, 5), 0.3),
-    "b": Stage(1e-3, 0.0, 48, 512, (3, 5), 0.05),
-    "c": Stage(1e-3, 0.0, 48, 512, (1, 3, 5, 7), 0.15),
-    "d": Stage(1e-3, 0.0, 64, 512, (5, 7), 1.0),
+RECIPES = {
+    "even": Recipe((1, 3, 5), 0.07, 1.0, 3.0, 0.1),
+    "sharp": Recipe((1, 3, 5), 0.05, 0.3, 2.0, 0.05),
 }
 
 
 class Data:
-    """Training windows and triples on the device, drawn at random."""
+    """Training windows and triples on the device, drawn at random.
+
+    Triples stand in two groups, by whether all three sentences have at most SHORT tokens, so that
+    little of a batch is padding.
+    """
+
+    SHORT = 32
 
     def __init__(self, prepared: dict[str, np.ndarray], device: str, seed: int) -> None:
         self.rng = torch.Generator(device).manual_seed(seed)
+        self.choice = np.random.default_rng(seed)
         self.device = device
         tokens = prepared["tokens"]
         starts = np.flatnonzero(tokens == 0)
@@ -74,6 +85,7 @@ class Data:
         stream = np.concatenate([repeated[i] for i in order])
         self.tokens = torch.from_numpy(stream.astype(np.int32)).to(device)
         flat = torch.from_numpy(prepared["triples"].astype(np.int32)).to(device)
+        self.grades = torch.from_numpy(prepared["grades"].astype(np.float32) / 100).to(device)
         self.lengths = torch.from_numpy(prepared["lengths"].astype(np.int64)).to(device)
         ends = self.lengths.reshape(-1).cumsum(0)
         place = (ends - self.lengths.reshape(-1))[:, None] + torch.arange(
@@ -82,6 +94,12 @@ class Data:
         inside = place < ends[:, None]
         ids = flat[place.clamp(max=len(flat) - 1)] * inside
         self.triples = ids.view(-1, 3, TRIPLE_TOKENS)
+        short = self.lengths.amax(1) <= self.SHORT
+        self.groups = {
+            self.SHORT: torch.nonzero(short).squeeze(1),
+            TRIPLE_TOKENS: torch.nonzero(~short).squeeze(1),
+        }
+        self.share = short.float().mean().item()
 
     def windows(self, count: int) -> Tensor:
         """`count` windows of WINDOW + 1 ids from anywhere in the stream."""
@@ -89,11 +107,15 @@ class Data:
         start = torch.randint(last, (count, 1), generator=self.rng, device=self.device)
         return self.tokens[start + torch.arange(WINDOW + 1, device=self.device)].long()
 
-    def sentences(self, count: int) -> tuple[Tensor, Tensor]:
-        """Anchors, positives, negatives: ids [3 * count, TRIPLE_TOKENS], lengths [3 * count]."""
-        rows = torch.randint(len(self.triples), (count,), generator=self.rng, device=self.device)
-        ids, lengths = self.triples[rows], self.lengths[rows]
-        return ids.transpose(0, 1).reshape(3 * count, -1).long(), lengths.T.reshape(-1)
+    def sentences(self, positions: int, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors, positives, thirds of one group: ids [3 n, width], lengths [3 n], grades [n]."""
+        if width is None:
+            width = self.SHORT if self.choice.random() < self.share else TRIPLE_TOKENS
+        count, group = positions // (3 * width), self.groups[width]
+        at = torch.randint(len(group), (count,), generator=self.rng, device=self.device)
+        rows = group[at]
+        ids = self.triples[rows, :, :width].transpose(0, 1).reshape(3 * count, width).long()
+        return ids, self.lengths[rows].T.reshape(-1), self.grades[rows]
 
 
 def check_kernel(device: str) -> None:
@@ -122,38 +144,62 @@ def language_loss(model: RWKV6, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-def sentence_loss(model: RWKV6, stage: Stage, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Contrastive loss over the batch, mean over the stage's layers and both directions."""
-    streams = model.stream(ids, max(stage.layers) + 1)
+def contrast(recipe: Recipe, anchor: Tensor, positive: Tensor, third: Tensor) -> Tensor:
+    """Cross entropy of each anchor's own positive, and of each positive's own anchor."""
+    own = torch.arange(len(anchor), device=anchor.device)
+    weight = torch.ones(2 * len(anchor), device=anchor.device)
+    weight[len(anchor) :] = recipe.hard_weight
+    forth = anchor @ torch.cat([positive, third]).T / recipe.temperature + weight.log()
+    back = positive @ torch.cat([anchor, third]).T / recipe.temperature + weight.log()
+    return (F.cross_entropy(forth, own) + F.cross_entropy(back, own)) / 2
+
+
+def order(recipe: Recipe, units: tuple[Tensor, Tensor, Tensor], grades: Tensor) -> Tensor:
+    """Pairwise logistic loss of cosines in the wrong order; a foreign sentence has grade 0."""
+    anchor, positive, third = units
+    partners = (positive, third, positive.roll(1, 0))
+    cosines = torch.cat([(anchor * partner).sum(1) for partner in partners])
+    grade = torch.cat([torch.ones_like(grades), grades, torch.zeros_like(grades)])
+    higher = (grade[:, None] - grade[None] > TIE).float()
+    wrong = F.softplus((cosines[None] - cosines[:, None]) / recipe.order_temperature)
+    return (wrong * higher).sum() / higher.sum()
+
+
+def sentence_losses(model: RWKV6, recipe: Recipe, batch: tuple) -> tuple[Tensor, Tensor]:
+    """Contrast and order over the batch, means over the recipe's layers."""
+    ids, lengths, grades = batch
+    streams = model.stream(ids, max(recipe.layers) + 1)
     losses = []
-    for layer in stage.layers:
-        units = F.normalize(pooled(streams[layer], lengths), dim=1)
-        anchor, positive, negative = units.chunk(3)
-        own = torch.arange(len(anchor), device=ids.device)
-        weight = torch.ones(2 * len(anchor), device=ids.device)
-        weight[len(anchor) :] = stage.hard_weight
-        forth = anchor @ torch.cat([positive, negative]).T / TEMPERATURE + weight.log()
-        back = positive @ torch.cat([anchor, negative]).T / TEMPERATURE + weight.log()
-        losses += [F.cross_entropy(forth, own), F.cross_entropy(back, own)]
-    return torch.stack(losses).mean()
+    for layer in recipe.layers:
+        with torch.autocast(ids.device.type, enabled=False):
+            units = F.normalize(pooled(streams[layer], lengths), dim=1).chunk(3)
+            losses.append((contrast(recipe, *units), order(recipe, units, grades)))
+    both = [torch.stack(part).mean() for part in zip(*losses, strict=True)]
+    return both[0], both[1]
 
 
 def optimizer_for(model: RWKV6) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices alone."""
+    """AdamW; weight decay on the blocks' matrices and the head alone."""
     matrices, rest = [], []
+    embeddings = list(model.embeddings.parameters())
     for name, parameter in model.named_parameters():
         is_matrix = parameter.squeeze().dim() > 1 and "time" not in name
-        (matrices if is_matrix else rest).append(parameter)
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0, betas=(0.9, 0.99), fused=matrices[0].is_cuda)
+        if not name.startswith("embeddings"):
+            (matrices if is_matrix else rest).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": 0.1, "times": 1.0},
+        {"params": rest, "weight_decay": 0.0, "times": 1.0},
+        {"params": embeddings, "weight_decay": 0.0, "times": EMBEDDING_RATE},
+    ]
+    return torch.optim.AdamW(groups, lr=0, betas=(0.9, 0.99), fused=embeddings[0].is_cuda)
 
 
-def rate(stage: Stage, progress: float) -> float:
-    """Learning rate at a share of the stage: linear warm-up, then a cosine."""
+def rate(progress: float) -> float:
+    """Learning rate at a share of the steps: linear warm-up, then a cosine."""
     if progress < WARM_UP:
-        return stage.peak * progress / WARM_UP
+        return PEAK * progress / WARM_UP
     phase = (progress - WARM_UP) / (1 - WARM_UP)
-    return stage.last + (stage.peak - stage.last) * 0.5 * (1 + math.cos(math.pi * min(phase, 1.0)))
+    return LAST + (PEAK - LAST) * 0.5 * (1 + math.cos(math.pi * min(phase, 1.0)))
 
 
 def autocast(device: str) -> torch.autocast:
@@ -161,33 +207,51 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16)
 
 
-def backward(stage: Stage, model: RWKV6, data: Data) -> dict[str, Tensor]:
-    """Gradients of one batch of the stage; its losses by name."""
+def backward(
+    recipe: Recipe, model: RWKV6, data: Data, width: int | None = None
+) -> dict[str, Tensor]:
+    """Gradients of one batch; its losses by name."""
     with autocast(data.device):
-        losses = {"lm_nats": language_loss(model, data.windows(stage.sequences))}
-        if stage.triples:
-            losses["sentence_nats"] = sentence_loss(model, stage, *data.sentences(stage.triples))
-    sum(losses.values()).backward()
-    return losses
+        language = language_loss(model, data.windows(recipe.sequences))
+        batch = data.sentences(recipe.positions, width)
+        contrasted, ordered = sentence_losses(model, recipe, batch)
+    (language + contrasted + recipe.order_weight * ordered).backward()
+    return {"lm_nats": language, "contrast": contrasted, "order": ordered}
 
 
-def run_stage(stage: Stage, model: RWKV6, data: Data, seconds: float, log: Callable) -> int:
-    """Train for `seconds`; returns the number of steps."""
+def train(recipe: Recipe, model: RWKV6, data: Data, steps: int, log: Callable) -> RWKV6:
+    """Train; returns the moving average of the weights."""
     optimizer = optimizer_for(model)
+    average = copy.deepcopy(model).requires_grad_(False)
+    pairs = list(zip(average.parameters(), model.parameters(), strict=True))
+    slow, fast = [a for a, _ in pairs], [b.data for _, b in pairs]
     begin = time.monotonic()
-    steps = 0
-    while (elapsed := time.monotonic() - begin) < seconds:
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(stage, max(elapsed / seconds, 1e-3))
+            group["lr"] = group["times"] * rate((step + 1) / steps)
         optimizer.zero_grad(set_to_none=True)
-        losses = backward(stage, model, data)
+        losses = backward(recipe, model, data)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if steps % 200 == 0:
-            entry = {"step": steps, "seconds": round(elapsed, 1)}
-            log(entry | {name: round(loss.item(), 4) for name, loss in losses.items()})
-        steps += 1
-    return steps
+        torch._foreach_lerp_(slow, fast, 1 - min(AVERAGE, step / (step + 10)))
+        if step % 100 == 0 or step == steps - 1:
+            values = {name: round(loss.item(), 4) for name, loss in losses.items()}
+            log({"step": step, "seconds": round(time.monotonic() - begin, 1)} | values)
+    return average
+
+
+def steps_within(seconds: float, recipe: Recipe, model: RWKV6, data: Data) -> int:
+    """How many steps the machine manages, in whole hundreds; gradients are thrown away."""
+    begin = 0.0
+    for trial in range(15):
+        if trial == 5:
+            float(model.head.weight.grad.sum())  # waits for the device
+            begin = time.monotonic()
+        backward(recipe, model, data)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    float(model.head.weight.grad.sum())
+    model.zero_grad(set_to_none=True)
+    return max(1, int(seconds / ((time.monotonic() - begin) / 10) / 100)) * 100
 
 
 @torch.no_grad()
@@ -211,6 +275,34 @@ def bits_per_byte(model: RWKV6, prepared: dict[str, np.ndarray], device: str) ->
     return nats / math.log(2) / int(prepared["held_out_bytes"])
 
 
+@torch.no_grad()
+def development(model: RWKV6, path: Path, device: str) -> dict[str, list[float]]:
+    """Spearman after every block on each set of prepare_demo.py's development pairs."""
+    scores = {}
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in sorted({key.split("_")[0] for key in arrays}):
+        lengths = arrays[f"{name}_lengths"].astype(np.int64)
+        texts = np.split(arrays[f"{name}_ids"].astype(np.int64), lengths.cumsum()[:-1])
+        layers = model.shape.num_hidden_layers
+        units = torch.zeros(len(texts), layers, model.shape.hidden_size)
+        by_length = np.argsort(lengths, kind="stable")
+        for begin in range(0, len(texts), 1024):
+            rows = by_length[begin : begin + 1024]
+            ids = torch.zeros(len(rows), int(lengths[rows].max()), dtype=torch.long)
+            for i, row in enumerate(rows):
+                ids[i, : lengths[row]] = torch.from_numpy(texts[row])
+            size = torch.from_numpy(lengths[rows]).to(device)
+            with autocast(device), torch.compiler.set_stance("force_eager"):
+                streams = model.stream(ids.to(device))
+                means = torch.stack([pooled(stream, size) for stream in streams], 1)
+            units[rows] = F.normalize(means.float(), dim=2).cpu()
+        cosines = (units[::2] * units[1::2]).sum(2).numpy()
+        label = arrays[f"{name}_labels"]
+        scores[name] = [round(float(spearmanr(c, label).statistic), 4) for c in cosines.T]
+    return scores
+
+
 def save(model: RWKV6, out: Path, name: str) -> None:
     """The weights, and their LM head in a file of its own."""
     tensors = model.checkpoint()
@@ -221,39 +313,43 @@ def save(model: RWKV6, out: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("prepared", type=Path, help="prepared.npz.xz of prepare_demo.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--resume", type=Path, help="lm.safetensors, its head beside it")
+    parser.add_argument("--recipe", choices=RECIPES, default="even")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, help="as many steps as will take about so long")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(options.seed)
+    recipe, steps, seed = RECIPES[options.recipe], options.steps, options.seed
     prepared = load_prepared(options.prepared)
-    data = Data(prepared, device, options.seed)
+    torch.manual_seed(seed)
     model = RWKV6(Shape()).to(device)
-    stage = STAGES[options.stage]
-    if options.resume:
-        head = options.resume.with_suffix(".head.safetensors")
-        model.restore({**load_file(options.resume), **load_file(head)})
-    check_kernel(device)
-    if device == "cuda":
-        for block in model.blocks:
-            block.compile(dynamic=False)
-        begin = time.monotonic()
-        backward(stage, model, data)  # compiles outside the schedule's time
-        print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
     entries: list[dict[str, object]] = []
 
     def log(entry: dict[str, object]) -> None:
         print(entry, flush=True)
         entries.append(entry)
-        (options.out / f"{options.stage}.json").write_text(json.dumps(entries))
+        (options.out / f"{options.recipe}.json").write_text(json.dumps(entries))
 
-    steps = run_stage(stage, model, data, 60 * options.minutes, log)
-    save(model, options.out, options.stage)
-    log({"steps": steps, "bits_per_byte": bits_per_byte(model, prepared, device)})
+    check_kernel(device)
+    if device == "cuda":
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        data = Data(prepared, device, seed)
+        begin = time.monotonic()
+        for width in (Data.SHORT, TRIPLE_TOKENS):  # every shape that training will meet
+            backward(recipe, model, data, width)
+        print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
+    if options.seconds:
+        steps = steps_within(options.seconds, recipe, model, Data(prepared, device, seed))
+    log({"recipe": options.recipe, "steps": steps, "seed": seed, "torch": torch.__version__})
+    model.zero_grad(set_to_none=True)
+    average = train(recipe, model, Data(prepared, device, seed), steps, log)
+    save(average, options.out, options.recipe)
+    if (dev := options.prepared.with_name("dev.npz")).exists():
+        log({"development": development(average, dev, device)})
+    log({"bits_per_byte": bits_per_byte(average, prepared, device)})
 
 
 if __name__ == "__main__":
