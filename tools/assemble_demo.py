@@ -66,7 +66,8 @@ def main() -> None:
         kind.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.kind == "run":
-        write(load_file(options.run), options.out)
+        ends = options.run.with_suffix(".ends.safetensors")
+        write({**load_file(options.run), **load_file(ends)}, options.out)
     else:
         write_random(options.seed, options.idle, options.vocabulary, options.out)
 

@@ -8,7 +8,7 @@ white space beside anything else, so that text may be cut before each space. Pro
 order, id 0 before each; `repeats`, how often each is to be read; `held_out`, like `tokens`, and
 `held_out_bytes`, the size of its text; `triples`, the sentences of all triples one after another,
 `lengths`, [n, 3], their tokens, and `grades`, [n], in hundredths. None of them holds a sentence of
-an evaluation set. With --data, dev.npz holds the development pairs, by which recipe and layer are
+an evaluation set. With --data, dev.npz holds the development pairs, by which training and layer are
 chosen: MRPC train[1000:], STS-B train, SICK train, as ids, lengths and labels.
 """
 

@@ -1,15 +1,15 @@
 """Trains the demo model: RWKV-6 on the prepared corpora, with a sentence objective besides.
 
-    python tools/train_demo.py PREPARED OUT --recipe even --steps 2000
+    python tools/train_demo.py PREPARED OUT --steps 2000
 
 Every step takes language modelling windows and sentence triples. The sentence objective works on
 the mean-pooled residual stream after some blocks and has two parts. Contrast: of all positives and
 thirds of the batch, an anchor shall be nearest to its own positive. Order: of two pairs of
 sentences with different grades, the cosine of the higher one shall be higher.
-Leaves `<recipe>.safetensors`, the moving average of the weights, its LM head in
-`<recipe>.head.safetensors`, and `<recipe>.json`: losses, held-out bits per byte, and Spearman on
-development pairs where PREPARED's folder has dev.npz. Seed and number of steps fix the schedule and
-every draw. Assumes a GPU with nvcc, or a C compiler and patience.
+Leaves the moving average of the weights, its blocks in `run.safetensors` and embedding, last
+norm and LM head in `run.ends.safetensors`, and `run.json`: losses, Spearman on the
+development pairs where PREPARED's folder has dev.npz, held-out bits per byte. Seed and number of
+steps fix the schedule and every draw. Assumes a GPU with nvcc, or a C compiler and patience.
 """
 
 from __future__ import annotations
@@ -20,61 +20,40 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from prepare_demo import TRIPLE_TOKENS, load_prepared
+from prepare_demo import load_prepared
 from rwkv6_torch import RWKV6, Shape, pooled, wkv6, wkv6_plain
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
+WIDTH = 40  # tokens of a sentence, at most
 WINDOW = 256  # tokens of a language modelling sequence
 PEAK, LAST = 2e-3, 1e-4  # learning rate
-EMBEDDING_RATE = 0.2  # times the others': rows stay small, so that the first norm leaves them free
+EMBEDDING_RATE = 0.03  # times the others': rows stay small, so that the first norm leaves them free
 WARM_UP = 0.03  # share of the steps
-AVERAGE = 0.998  # of the weights, a step
+AVERAGE = 0.995  # of the weights, a step
+SEQUENCES, TRIPLES = 32, 768  # of a batch
+LAYERS = (1, 3)  # whose stream the sentence objective works on
+TEMPERATURE = 0.05
+THIRD_WEIGHT = 0.5  # of a third in the contrast; a positive of another anchor weighs 1
+ORDER_WEIGHT, ORDER_TEMPERATURE = 3.0, 0.07
 TIE = 0.1  # grades nearer than this are not ordered
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The sentence objective, and what a batch holds.
-
-    `hard_weight` is a third's weight in the contrast; a positive of another anchor weighs 1.
-    `positions` bounds a batch's sentence tokens, padding included.
-    """
-
-    layers: tuple[int, ...]
-    temperature: float
-    hard_weight: float
-    order_weight: float
-    order_temperature: float
-    sequences: int = 32
-    positions: int = 98304
-
-
-RECIPES = {
-    "even": Recipe((1, 3, 5), 0.07, 1.0, 3.0, 0.1),
-    "sharp": Recipe((1, 3, 5), 0.05, 0.3, 2.0, 0.05),
-}
 
 
 class Data:
     """Training windows and triples on the device, drawn at random.
 
-    Triples stand in two groups, by whether all three sentences have at most SHORT tokens, so that
-    little of a batch is padding.
+    Triples with a longer sentence than WIDTH tokens are left out: all batches have one shape, which
+    is compiled once, and little of it is padding.
     """
-
-    SHORT = 32
 
     def __init__(self, prepared: dict[str, np.ndarray], device: str, seed: int) -> None:
         self.rng = torch.Generator(device).manual_seed(seed)
-        self.choice = np.random.default_rng(seed)
         self.device = device
         tokens = prepared["tokens"]
         starts = np.flatnonzero(tokens == 0)
@@ -85,21 +64,14 @@ class Data:
         stream = np.concatenate([repeated[i] for i in order])
         self.tokens = torch.from_numpy(stream.astype(np.int32)).to(device)
         flat = torch.from_numpy(prepared["triples"].astype(np.int32)).to(device)
-        self.grades = torch.from_numpy(prepared["grades"].astype(np.float32) / 100).to(device)
-        self.lengths = torch.from_numpy(prepared["lengths"].astype(np.int64)).to(device)
-        ends = self.lengths.reshape(-1).cumsum(0)
-        place = (ends - self.lengths.reshape(-1))[:, None] + torch.arange(
-            TRIPLE_TOKENS, device=device
-        )
-        inside = place < ends[:, None]
-        ids = flat[place.clamp(max=len(flat) - 1)] * inside
-        self.triples = ids.view(-1, 3, TRIPLE_TOKENS)
-        short = self.lengths.amax(1) <= self.SHORT
-        self.groups = {
-            self.SHORT: torch.nonzero(short).squeeze(1),
-            TRIPLE_TOKENS: torch.nonzero(~short).squeeze(1),
-        }
-        self.share = short.float().mean().item()
+        lengths = torch.from_numpy(prepared["lengths"].astype(np.int64)).to(device)
+        ends = lengths.reshape(-1).cumsum(0).view(-1, 3)
+        fit = lengths.amax(1) <= WIDTH
+        self.lengths, ends = lengths[fit], ends[fit]
+        self.grades = torch.from_numpy(prepared["grades"].astype(np.float32) / 100).to(device)[fit]
+        place = (ends - self.lengths)[..., None] + torch.arange(WIDTH, device=device)
+        inside = place < ends[..., None]
+        self.triples = flat[place.clamp(max=len(flat) - 1)] * inside  # [n, 3, WIDTH]
 
     def windows(self, count: int) -> Tensor:
         """`count` windows of WINDOW + 1 ids from anywhere in the stream."""
@@ -107,14 +79,10 @@ class Data:
         start = torch.randint(last, (count, 1), generator=self.rng, device=self.device)
         return self.tokens[start + torch.arange(WINDOW + 1, device=self.device)].long()
 
-    def sentences(self, positions: int, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Anchors, positives, thirds of one group: ids [3 n, width], lengths [3 n], grades [n]."""
-        if width is None:
-            width = self.SHORT if self.choice.random() < self.share else TRIPLE_TOKENS
-        count, group = positions // (3 * width), self.groups[width]
-        at = torch.randint(len(group), (count,), generator=self.rng, device=self.device)
-        rows = group[at]
-        ids = self.triples[rows, :, :width].transpose(0, 1).reshape(3 * count, width).long()
+    def sentences(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors, positives, thirds: ids [3 count, WIDTH], lengths [3 count]; grades [count]."""
+        rows = torch.randint(len(self.triples), (count,), generator=self.rng, device=self.device)
+        ids = self.triples[rows].transpose(0, 1).reshape(3 * count, WIDTH).long()
         return ids, self.lengths[rows].T.reshape(-1), self.grades[rows]
 
 
@@ -144,36 +112,36 @@ def language_loss(model: RWKV6, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-def contrast(recipe: Recipe, anchor: Tensor, positive: Tensor, third: Tensor) -> Tensor:
+def contrast(anchor: Tensor, positive: Tensor, third: Tensor) -> Tensor:
     """Cross entropy of each anchor's own positive, and of each positive's own anchor."""
     own = torch.arange(len(anchor), device=anchor.device)
     weight = torch.ones(2 * len(anchor), device=anchor.device)
-    weight[len(anchor) :] = recipe.hard_weight
-    forth = anchor @ torch.cat([positive, third]).T / recipe.temperature + weight.log()
-    back = positive @ torch.cat([anchor, third]).T / recipe.temperature + weight.log()
+    weight[len(anchor) :] = THIRD_WEIGHT
+    forth = anchor @ torch.cat([positive, third]).T / TEMPERATURE + weight.log()
+    back = positive @ torch.cat([anchor, third]).T / TEMPERATURE + weight.log()
     return (F.cross_entropy(forth, own) + F.cross_entropy(back, own)) / 2
 
 
-def order(recipe: Recipe, units: tuple[Tensor, Tensor, Tensor], grades: Tensor) -> Tensor:
+def order(units: tuple[Tensor, Tensor, Tensor], grades: Tensor) -> Tensor:
     """Pairwise logistic loss of cosines in the wrong order; a foreign sentence has grade 0."""
     anchor, positive, third = units
     partners = (positive, third, positive.roll(1, 0))
     cosines = torch.cat([(anchor * partner).sum(1) for partner in partners])
     grade = torch.cat([torch.ones_like(grades), grades, torch.zeros_like(grades)])
     higher = (grade[:, None] - grade[None] > TIE).float()
-    wrong = F.softplus((cosines[None] - cosines[:, None]) / recipe.order_temperature)
+    wrong = F.softplus((cosines[None] - cosines[:, None]) / ORDER_TEMPERATURE)
     return (wrong * higher).sum() / higher.sum()
 
 
-def sentence_losses(model: RWKV6, recipe: Recipe, batch: tuple) -> tuple[Tensor, Tensor]:
-    """Contrast and order over the batch, means over the recipe's layers."""
+def sentence_losses(model: RWKV6, batch: tuple) -> tuple[Tensor, Tensor]:
+    """Contrast and order over the batch, means over LAYERS."""
     ids, lengths, grades = batch
-    streams = model.stream(ids, max(recipe.layers) + 1)
+    streams = model.stream(ids, max(LAYERS) + 1)
     losses = []
-    for layer in recipe.layers:
+    for layer in LAYERS:
         with torch.autocast(ids.device.type, enabled=False):
             units = F.normalize(pooled(streams[layer], lengths), dim=1).chunk(3)
-            losses.append((contrast(recipe, *units), order(recipe, units, grades)))
+            losses.append((contrast(*units), order(units, grades)))
     both = [torch.stack(part).mean() for part in zip(*losses, strict=True)]
     return both[0], both[1]
 
@@ -207,20 +175,18 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16)
 
 
-def backward(
-    recipe: Recipe, model: RWKV6, data: Data, width: int | None = None
-) -> dict[str, Tensor]:
+def backward(model: RWKV6, data: Data) -> dict[str, Tensor]:
     """Gradients of one batch; its losses by name."""
     with autocast(data.device):
-        language = language_loss(model, data.windows(recipe.sequences))
-        batch = data.sentences(recipe.positions, width)
-        contrasted, ordered = sentence_losses(model, recipe, batch)
-    (language + contrasted + recipe.order_weight * ordered).backward()
+        language = language_loss(model, data.windows(SEQUENCES))
+        batch = data.sentences(TRIPLES)
+        contrasted, ordered = sentence_losses(model, batch)
+    (language + contrasted + ORDER_WEIGHT * ordered).backward()
     return {"lm_nats": language, "contrast": contrasted, "order": ordered}
 
 
-def train(recipe: Recipe, model: RWKV6, data: Data, steps: int, log: Callable) -> RWKV6:
-    """Train; returns the moving average of the weights."""
+def train(model: RWKV6, data: Data, steps: int, log: Callable, keep: Callable) -> RWKV6:
+    """Train; returns the moving average of the weights, handed to `keep` on the way, too."""
     optimizer = optimizer_for(model)
     average = copy.deepcopy(model).requires_grad_(False)
     pairs = list(zip(average.parameters(), model.parameters(), strict=True))
@@ -230,24 +196,26 @@ def train(recipe: Recipe, model: RWKV6, data: Data, steps: int, log: Callable) -
         for group in optimizer.param_groups:
             group["lr"] = group["times"] * rate((step + 1) / steps)
         optimizer.zero_grad(set_to_none=True)
-        losses = backward(recipe, model, data)
+        losses = backward(model, data)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         torch._foreach_lerp_(slow, fast, 1 - min(AVERAGE, step / (step + 10)))
         if step % 100 == 0 or step == steps - 1:
             values = {name: round(loss.item(), 4) for name, loss in losses.items()}
             log({"step": step, "seconds": round(time.monotonic() - begin, 1)} | values)
+        if step == int(0.6 * steps) or step == steps - 1:
+            keep(average)
     return average
 
 
-def steps_within(seconds: float, recipe: Recipe, model: RWKV6, data: Data) -> int:
+def steps_within(seconds: float, model: RWKV6, data: Data) -> int:
     """How many steps the machine manages, in whole hundreds; gradients are thrown away."""
     begin = 0.0
     for trial in range(15):
         if trial == 5:
             float(model.head.weight.grad.sum())  # waits for the device
             begin = time.monotonic()
-        backward(recipe, model, data)
+        backward(model, data)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     float(model.head.weight.grad.sum())
     model.zero_grad(set_to_none=True)
@@ -303,25 +271,24 @@ def development(model: RWKV6, path: Path, device: str) -> dict[str, list[float]]
     return scores
 
 
-def save(model: RWKV6, out: Path, name: str) -> None:
-    """The weights, and their LM head in a file of its own."""
+def save(model: RWKV6, out: Path) -> None:
+    """The weights in two files: the blocks, and what stands before and behind them."""
     tensors = model.checkpoint()
-    head = {"head.weight": tensors.pop("head.weight")}
-    save_file(tensors, out / f"{name}.safetensors", {"format": "pt"})
-    save_file(head, out / f"{name}.head.safetensors", {"format": "pt"})
+    blocks = {key: tensors.pop(key) for key in list(tensors) if ".blocks." in key}
+    save_file(blocks, out / "run.safetensors", {"format": "pt"})
+    save_file(tensors, out / "run.ends.safetensors", {"format": "pt"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prepared", type=Path, help="prepared.npz.xz of prepare_demo.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--recipe", choices=RECIPES, default="even")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seconds", type=float, help="as many steps as will take about so long")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe, steps, seed = RECIPES[options.recipe], options.steps, options.seed
+    steps, seed = options.steps, options.seed
     prepared = load_prepared(options.prepared)
     torch.manual_seed(seed)
     model = RWKV6(Shape()).to(device)
@@ -330,23 +297,23 @@ def main() -> None:
     def log(entry: dict[str, object]) -> None:
         print(entry, flush=True)
         entries.append(entry)
-        (options.out / f"{options.recipe}.json").write_text(json.dumps(entries))
+        (options.out / "run.json").write_text(json.dumps(entries))
 
     check_kernel(device)
+    data = Data(prepared, device, seed)
     if device == "cuda":
         for block in model.blocks:
             block.compile(dynamic=False)
-        data = Data(prepared, device, seed)
         begin = time.monotonic()
-        for width in (Data.SHORT, TRIPLE_TOKENS):  # every shape that training will meet
-            backward(recipe, model, data, width)
+        backward(model, data)
         print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
     if options.seconds:
-        steps = steps_within(options.seconds, recipe, model, Data(prepared, device, seed))
-    log({"recipe": options.recipe, "steps": steps, "seed": seed, "torch": torch.__version__})
+        steps = steps_within(options.seconds, model, data)
+    log({"steps": steps, "seed": seed, "torch": torch.__version__})
     model.zero_grad(set_to_none=True)
-    average = train(recipe, model, Data(prepared, device, seed), steps, log)
-    save(average, options.out, options.recipe)
+    data.rng.manual_seed(seed)  # what compiling and timing drew is drawn again
+
+    average = train(model, data, steps, log, lambda weights: save(weights, options.out))
     if (dev := options.prepared.with_name("dev.npz")).exists():
         log({"development": development(average, dev, device)})
     log({"bits_per_byte": bits_per_byte(average, prepared, device)})
