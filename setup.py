@@ -33,7 +33,8 @@ def find_nvcc() -> str | None:
 
 def nvcc_command(nvcc: str, target: Path) -> list[str]:
     archs = os.environ.get("RWKVSTS_CUDA_ARCHS", DEFAULT_ARCHS).replace(" ", "").split(",")
-    # Hopper's own instructions exist in 90a only, whose code every GPU of 9.0 runs; its PTX no other would, so that is 90's.
+    # Hopper's own instructions exist in 90a only, whose code every GPU of 9.0 runs; its PTX no
+    # other would, so that is 90's.
     real = ["90a" if arch == "90" else arch for arch in archs]
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in real]
     code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
