@@ -164,6 +164,12 @@ bool stream_fits(const struct device *dev, const struct product *p, int count);
 cudaError_t stream_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
                        const struct product *p, int count);
 
+/* hopper.cu: many rows on Hopper */
+enum { CUTS = 3 };
+bool hopper_fits(const struct device *dev, int cut, const struct product *p);
+cudaError_t hopper_run(const struct device *dev, cudaStream_t stream, int cut, int T, const struct product *p,
+                       int count); /* at most MOST_FEW; T is the pass's own, not its bucket's */
+
 /* rows.cu */
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e);
 enum status cuda_channel_shift(struct worker *w, const struct channel_shift *a, struct error *e);

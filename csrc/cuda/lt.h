@@ -22,7 +22,9 @@ struct plan {
     float alpha, beta;
     struct lt_algorithm algorithm[SIZES]; /* for about rows[i] rows, ascending */
     int rows[SIZES];
+    int cut[SIZES]; /* hopper.cu's, which goes before the algorithm, or NO_CUT */
 };
+enum { NO_CUT = -1 };
 
 struct lt {
     void *library, *handle;

@@ -1,15 +1,16 @@
 /* Products: which way each goes, and the passes that finish what cublasLt cannot.
  *
- * At open every algorithm that might be used is run on random rows and compared, bit by bit, with the one that cublasLt
- * holds best for many rows; what differs is dropped, and of the rest the fastest is kept for each of a few numbers of
- * rows. So a row's result is one and the same whatever the pass, whichever way was taken. */
+ * At open every way that might be taken is tried on random rows and compared, bit by bit and with what follows the product,
+ * with the algorithm that cublasLt holds best for many rows; what differs is dropped. Of the rest the fastest is kept for
+ * each of a few numbers of rows: an algorithm of cublasLt, or Hopper's own kernel where that is clearly faster. So a row's
+ * result is one and the same whatever the pass, whichever way was taken. */
 #include "cuda.h"
 #include "launch.cuh"
 #include "mma.cuh"
 
 #include <string.h>
 
-enum { THREADS = 256, WIDTH = 8, TIMES = 3 };
+enum { THREADS = 256, WIDTH = 8 };
 
 /* ---- passes after a product ------------------------------------------------------------------------------------ */
 
@@ -42,26 +43,62 @@ static void launch_square(const struct device *dev, cudaStream_t stream, const i
     else square_relu<<<blocks, THREADS, 0, stream>>>(T, n, (float *)out);
 }
 
-template <typename Out> static void launch_gate(const struct worker *w, const struct product *p) {
-    add_gated<Out><<<blocks_of(w->grid.T, p->n), THREADS, 0, w->stream>>>(w->meta.head, p->n, (float *)p->out,
-                                                                          (const Out *)p->gate, (const Out *)w->temp);
+static void launch_gate(const struct device *dev, cudaStream_t stream, const int *T, int rows, const struct product *p,
+                        const void *y) {
+    unsigned blocks = blocks_of(rows, p->n);
+    float *x = (float *)p->out;
+    if (dev->out == BF16) add_gated<<<blocks, THREADS, 0, stream>>>(T, p->n, x, (const bf16 *)p->gate, (const bf16 *)y);
+    else add_gated<<<blocks, THREADS, 0, stream>>>(T, p->n, x, (const float *)p->gate, (const float *)y);
 }
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
 
-static const struct lt_algorithm *algorithm_for(const struct plan *plan, int rows) {
-    int i = 0;
-    while (i + 1 < SIZES && rows > plan->rows[i] * 7 / 5) i++;
-    return &plan->algorithm[i];
+/* Where a product happens: a worker's stream and room, or those of the comparison below. */
+struct place {
+    const struct device *dev;
+    cudaStream_t stream;
+    const int *T; /* on the device */
+    int rows;
+    void *temp; /* [rows, C] out type, for what the gate waits for */
+};
+
+/* By cublasLt, with what it cannot do in a pass behind it. */
+static enum status run_plain(const struct place *at, const struct plan *plan, const struct lt_algorithm *algorithm,
+                             const struct product *p, struct error *e) {
+    void *out = p->kind == GATE_ADD ? at->temp : p->out;
+    TRY(lt_run(&at->dev->lt, plan, algorithm, at->rows, p->w, p->in, out, at->stream, e));
+    if (p->kind == RELU2) launch_square(at->dev, at->stream, at->T, at->rows, p->n, p->out);
+    if (p->kind == GATE_ADD) launch_gate(at->dev, at->stream, at->T, at->rows, p, at->temp);
+    return OK;
 }
 
-static enum status run_one(struct worker *w, enum plan_kind kind, const struct product *p, struct error *e) {
+static int size_for(const struct plan *plan, int rows) {
+    int i = 0;
+    while (i + 1 < SIZES && rows > plan->rows[i] * 7 / 5) i++;
+    return i;
+}
+
+static int cut_for(const struct worker *w, enum plan_kind kind) {
+    const struct plan *plan = &w->dev->plans[kind];
+    return plan->cut[size_for(plan, w->grid.T)];
+}
+
+/* Neighbours that go Hopper's way share a launch, cut as the first: its processors wait once for the last tiles. */
+static enum status run_all(struct worker *w, const enum plan_kind *kinds, const struct product *p, int count,
+                           struct error *e) {
     const struct device *dev = w->dev;
-    const struct plan *plan = &dev->plans[kind];
-    void *out = p->kind == GATE_ADD ? w->temp : p->out;
-    TRY(lt_run(&dev->lt, plan, algorithm_for(plan, w->grid.T), w->grid.T, p->w, p->in, out, w->stream, e));
-    if (p->kind == RELU2) launch_square(dev, w->stream, w->meta.head, w->grid.T, p->n, p->out);
-    if (p->kind == GATE_ADD) dev->out == BF16 ? launch_gate<bf16>(w, p) : launch_gate<float>(w, p);
+    const struct place at = {dev, w->stream, w->meta.head, w->grid.T, w->temp};
+    for (int i = 0, next; i < count; i = next) {
+        const struct plan *plan = &dev->plans[kinds[i]];
+        int cut = cut_for(w, kinds[i]);
+        next = i + 1;
+        if (cut == NO_CUT) {
+            TRY(run_plain(&at, plan, &plan->algorithm[size_for(plan, at.rows)], &p[i], e));
+            continue;
+        }
+        while (next < count && cut_for(w, kinds[next]) != NO_CUT && hopper_fits(dev, cut, &p[next])) next++;
+        TRY(cuda_status(w->dev, hopper_run(dev, w->stream, cut, at.rows, &p[i], next - i), "products of many rows", e));
+    }
     return LAUNCHED(w, "a product", e);
 }
 
@@ -70,7 +107,7 @@ enum status product_run(struct worker *w, enum plan_kind kind, const struct prod
     if (w->grid.T <= FEW_ROWS && dev->few[kind] && count <= MOST_FEW)
         return cuda_status(w->dev, few_run(dev, w->stream, overlaps(w), w->meta.head, w->grid.T, p, count),
                            "a product of few rows", e);
-    for (int i = 0; i < count; i++) TRY(run_one(w, kind, &p[i], e));
+    for (int i = 0; i < count; i++) TRY(run_all(w, &kind, &p[i], 1, e));
     return OK;
 }
 
@@ -96,11 +133,13 @@ static enum plan_kind kind_of(const struct gemm *a) {
 
 enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct error *e) {
     struct product p[MOST_FEW];
+    enum plan_kind kinds[MOST_FEW];
     if (count > MOST_FEW) return fail(e, BAD_INPUT, "%d products at a time: expected at most %d", count, MOST_FEW);
     bool few = w->grid.T <= FEW_ROWS;
     for (int i = 0; i < count; i++) {
         p[i] = product{a[i].w->data, a[i].in, a[i].out, a[i].gate, a[i].w->n, a[i].w->k, (int)a[i].epilogue};
-        few = few && w->dev->few[kind_of(&a[i])];
+        kinds[i] = kind_of(&a[i]);
+        few = few && w->dev->few[kinds[i]];
     }
     if (few && count == 4) { /* the heads': rwkv6.c asks for the decay next */
         memcpy(w->held, p, sizeof w->held);
@@ -110,8 +149,7 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
     if (few) /* whatever their shapes, in one launch */
         return cuda_status(w->dev, few_run(w->dev, w->stream, overlaps(w), w->meta.head, w->grid.T, p, count),
                            "products of few rows", e);
-    for (int i = 0; i < count; i++) TRY(run_one(w, kind_of(&a[i]), &p[i], e));
-    return OK;
+    return run_all(w, kinds, p, count, e);
 }
 
 /* ---- choosing ---------------------------------------------------------------------------------------------------- */
@@ -133,21 +171,22 @@ static __global__ void count_different(const uint32_t *a, const uint32_t *b, siz
         if (a[i] != b[i]) atomicOr(different, 1);
 }
 
-/* Room and inputs of the comparison. */
+/* Room and inputs of the comparison. Rounds of timing: of every algorithm, of the best one against another way. */
+enum { ROUNDS = 4, MORE_ROUNDS = 12, MARKS = 2 * MORE_ROUNDS + 1 };
 struct trial {
     struct device *dev;
     int rows;
-    void *w, *in, *out, *expected;
-    size_t w_bytes, in_bytes, out_bytes;
-    int *numbers; /* rows for the kernel of few rows; whether anything differed */
+    void *w, *in, *gate, *temp, *out, *expected;
+    size_t w_bytes, in_bytes, gate_bytes, out_bytes;
+    int *numbers; /* rows; whether anything differed */
     cudaStream_t stream;
-    cudaEvent_t start, stop;
+    cudaEvent_t marks[MARKS];
 };
 
-static void fill(const struct trial *t, void *p, size_t bytes, unsigned seed, float scale) {
-    size_t n = bytes / dtype_bytes(t->dev->in);
-    if (t->dev->in == BF16) fill_noise<<<1024, THREADS, 0, t->stream>>>((bf16 *)p, n, seed, scale);
-    else if (t->dev->in == F16) fill_noise<<<1024, THREADS, 0, t->stream>>>((half_t *)p, n, seed, scale);
+static void fill(const struct trial *t, void *p, enum dtype type, size_t bytes, unsigned seed, float scale) {
+    size_t n = bytes / dtype_bytes(type);
+    if (type == BF16) fill_noise<<<1024, THREADS, 0, t->stream>>>((bf16 *)p, n, seed, scale);
+    else if (type == F16) fill_noise<<<1024, THREADS, 0, t->stream>>>((half_t *)p, n, seed, scale);
     else fill_noise<<<1024, THREADS, 0, t->stream>>>((float *)p, n, seed, scale);
 }
 
@@ -163,47 +202,95 @@ static enum status same_bits(const struct trial *t, size_t bytes, bool *same, st
     return OK;
 }
 
-static size_t result_bytes(const struct plan *plan, int rows) {
-    return (size_t)rows * (size_t)plan->n * dtype_bytes(plan->out);
+/* A way that a product may go: by cublasLt's algorithm, cut as on Hopper, or the kernel of few rows. */
+struct way {
+    const struct lt_algorithm *algorithm; /* NULL: not cublasLt */
+    int cut;                              /* NO_CUT: few rows */
+};
+
+/* The product of a plan, its epilogue included, into `out`. */
+static struct product product_of(const struct trial *t, enum plan_kind kind, void *out) {
+    const struct plan *plan = &t->dev->plans[kind];
+    int epilogue = kind == PLAN_KEY     ? (int)RELU2
+                   : kind == PLAN_VALUE ? (int)GATE_ADD
+                   : plan->beta != 0    ? (int)ADD
+                   : plan->out == F32   ? (int)STORE_FLOAT
+                                        : (int)STORE;
+    return product{t->w, t->in, out, t->gate, plan->n, plan->k, epilogue};
 }
 
-/* One product into fresh room: what beta adds to is the same each time. */
-static enum status try_once(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a, int rows,
-                            void *out, struct error *e) {
-    CUDA_TRY(t->dev, cudaMemsetAsync(out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
-    return lt_run(&t->dev->lt, plan, a, rows, t->w, t->in, out, t->stream, e);
+static size_t result_bytes(const struct trial *t, enum plan_kind kind, int rows) {
+    const struct plan *plan = &t->dev->plans[kind];
+    return (size_t)rows * (size_t)plan->n * (kind == PLAN_VALUE ? sizeof(float) : dtype_bytes(plan->out));
 }
 
-static enum status time_algorithm(const struct trial *t, const struct plan *plan, const struct lt_algorithm *a,
-                                  int rows, float *best, struct error *e) {
-    *best = 1e30f;
-    for (int i = 0; i < TIMES; i++) {
-        float ms = 0;
-        CUDA_TRY(t->dev, cudaEventRecord(t->start, t->stream), "timing products", e);
-        TRY(lt_run(&t->dev->lt, plan, a, rows, t->w, t->in, t->out, t->stream, e));
-        CUDA_TRY(t->dev, cudaEventRecord(t->stop, t->stream), "timing products", e);
-        CUDA_TRY(t->dev, cudaEventSynchronize(t->stop), "timing products", e);
-        CUDA_TRY(t->dev, cudaEventElapsedTime(&ms, t->start, t->stop), "timing products", e);
-        if (ms < *best) *best = ms;
+static enum status go(const struct trial *t, enum plan_kind kind, struct way way, int rows, const struct product *p,
+                      int count, struct error *e) {
+    struct device *dev = t->dev;
+    const struct place at = {dev, t->stream, t->numbers, rows, t->temp};
+    if (way.algorithm) {
+        for (int i = 0; i < count; i++) TRY(run_plain(&at, &dev->plans[kind], way.algorithm, &p[i], e));
+        return OK;
+    }
+    cudaError_t status = way.cut == NO_CUT ? few_run(dev, t->stream, false, t->numbers, rows, p, count)
+                                           : hopper_run(dev, t->stream, way.cut, rows, p, count);
+    if (status == cudaSuccess) return OK;
+    cudaGetLastError(); /* refused, and no more: what poisons the device is found when the results are read */
+    return fail(e, DEVICE_FAILED, "a kernel for products cannot be launched: %s", cudaGetErrorString(status));
+}
+
+/* The product, `count` times over, into fresh room: what is added to is the same each time. */
+static enum status try_once(const struct trial *t, enum plan_kind kind, struct way way, int rows, int count, void *out,
+                            struct error *e) {
+    struct product p[MOST_FEW];
+    size_t bytes = result_bytes(t, kind, rows);
+    for (int i = 0; i < count; i++) p[i] = product_of(t, kind, out);
+    CUDA_TRY(t->dev, cudaMemcpyAsync(t->numbers, &rows, sizeof rows, cudaMemcpyHostToDevice, t->stream),
+             "comparing products", e);
+    if (p->kind == ADD || p->kind == GATE_ADD) fill(t, out, F32, bytes, 4, 1.0f);
+    else CUDA_TRY(t->dev, cudaMemsetAsync(out, 0, bytes, t->stream), "comparing products", e);
+    return go(t, kind, way, rows, p, count, e);
+}
+
+/* Milliseconds of each way. They take turns without a pause, so that a clock that falls under load falls for all; the first
+ * round does not count. The products that read the token shift come four at a time. */
+static enum status time_ways(const struct trial *t, enum plan_kind kind, const struct way *ways, int count, int rounds,
+                             int rows, float *ms, struct error *e) {
+    struct product p[MOST_FEW];
+    int products = kind == PLAN_HEADS ? 4 : 1, turns = count * rounds;
+    for (int i = 0; i < products; i++) p[i] = product_of(t, kind, t->out);
+    for (int i = 0; i < turns; i++) {
+        CUDA_TRY(t->dev, cudaEventRecord(t->marks[i], t->stream), "timing products", e);
+        TRY(go(t, kind, ways[i % count], rows, p, products, e));
+    }
+    CUDA_TRY(t->dev, cudaEventRecord(t->marks[turns], t->stream), "timing products", e);
+    CUDA_TRY(t->dev, cudaStreamSynchronize(t->stream), "timing products", e);
+    for (int i = 0; i < count; i++) ms[i] = 0;
+    for (int i = count; i < turns; i++) {
+        float one = 0;
+        CUDA_TRY(t->dev, cudaEventElapsedTime(&one, t->marks[i], t->marks[i + 1]), "timing products", e);
+        ms[i % count] += one / (float)(rounds - 1);
     }
     return OK;
 }
 
 /* The fastest algorithm for so many rows among those that give the expected bits; `anchor` always does. */
-static enum status choose_for(const struct trial *t, const struct plan *plan, const struct lt_algorithm *anchor,
-                              int rows, struct lt_algorithm *chosen, struct error *e) {
+static enum status choose_algorithm(const struct trial *t, enum plan_kind kind, const struct lt_algorithm *anchor,
+                                    int rows, struct lt_algorithm *chosen, struct error *e) {
+    const struct plan *plan = &t->dev->plans[kind];
     struct lt_algorithm candidates[CANDIDATES + 1] = {*anchor};
     int count = 0;
     float best = 1e30f;
     TRY(lt_candidates(&t->dev->lt, plan, rows, candidates + 1, &count, e));
     for (int i = 0; i <= count; i++) {
+        const struct way way = {&candidates[i], NO_CUT};
         bool same = false;
         float ms;
         struct error refused; /* an algorithm that will not run here is no failure of ours */
-        if (try_once(t, plan, &candidates[i], rows, t->out, &refused) != OK && i > 0) continue;
-        TRY(same_bits(t, result_bytes(plan, rows), &same, e));
+        if (try_once(t, kind, way, rows, 1, t->out, &refused) != OK && i > 0) continue;
+        TRY(same_bits(t, result_bytes(t, kind, rows), &same, e));
         if (!same) continue;
-        TRY(time_algorithm(t, plan, &candidates[i], rows, &ms, e));
+        TRY(time_ways(t, kind, &way, 1, ROUNDS, rows, &ms, e));
         if (ms < best) *chosen = candidates[i], best = ms;
     }
     return best < 1e30f ? OK
@@ -213,32 +300,38 @@ static enum status choose_for(const struct trial *t, const struct plan *plan, co
                                plan->n, plan->k);
 }
 
+/* Whether a cut of Hopper's kernel gives the expected bits, at a ragged number of rows too, and is clearly faster. */
+static enum status choose_cut(const struct trial *t, enum plan_kind kind, int size, struct error *e) {
+    struct plan *plan = &t->dev->plans[kind];
+    struct product p = product_of(t, kind, t->out);
+    int rows = plan->rows[size], ragged = rows > 3 ? rows - 3 : rows;
+    float best = 0.98f;
+    plan->cut[size] = NO_CUT;
+    for (int cut = 0; cut < CUTS; cut++) {
+        const struct way ways[2] = {{&plan->algorithm[size], NO_CUT}, {NULL, cut}};
+        bool same = false;
+        float ms[2];
+        struct error refused;
+        if (!hopper_fits(t->dev, cut, &p)) continue;
+        if (try_once(t, kind, ways[1], ragged, 1, t->out, &refused) != OK) continue;
+        TRY(same_bits(t, result_bytes(t, kind, ragged), &same, e));
+        if (!same) continue;
+        TRY(time_ways(t, kind, ways, 2, MORE_ROUNDS, rows, ms, e));
+        if (ms[1] < best * ms[0]) plan->cut[size] = cut, best = ms[1] / ms[0];
+    }
+    return OK;
+}
+
 /* Whether the kernel for few rows gives the expected bits too, however it cuts the work: alone, and several in a launch. */
 static enum status check_few(const struct trial *t, enum plan_kind kind, struct error *e) {
     struct device *dev = t->dev;
-    const struct plan *plan = &dev->plans[kind];
-    int rows = t->rows < FEW_ROWS - 3 ? t->rows : FEW_ROWS - 3, most = plan->beta != 0 ? 1 : MOST_FEW;
-    struct product p[MOST_FEW];
-    for (int i = 0; i < MOST_FEW; i++)
-        p[i] = product{t->w,
-                       t->in,
-                       t->out,
-                       NULL,
-                       plan->n,
-                       plan->k,
-                       kind == PLAN_KEY   ? (int)RELU2
-                       : plan->beta != 0  ? (int)ADD
-                       : plan->out == F32 ? (int)STORE_FLOAT
-                                          : (int)STORE};
-    if (!few_fits(dev, p)) return OK;
-    CUDA_TRY(dev, cudaMemcpyAsync(t->numbers, &rows, sizeof rows, cudaMemcpyHostToDevice, t->stream),
-             "comparing products", e);
-    if (kind == PLAN_KEY) launch_square(dev, t->stream, t->numbers, rows, plan->n, t->expected);
-    dev->few[kind] = true;
+    struct product p = product_of(t, kind, t->out);
+    int rows = t->rows < FEW_ROWS - 3 ? t->rows : FEW_ROWS - 3;
+    int most = p.kind == ADD || p.kind == GATE_ADD ? 1 : MOST_FEW;
+    dev->few[kind] = few_fits(dev, &p);
     for (int count = 1; count <= most && dev->few[kind]; count++) {
-        CUDA_TRY(dev, cudaMemsetAsync(t->out, 0, result_bytes(plan, rows), t->stream), "comparing products", e);
-        CUDA_TRY(dev, few_run(dev, t->stream, false, t->numbers, rows, p, count), "comparing products", e);
-        TRY(same_bits(t, result_bytes(plan, rows), &dev->few[kind], e));
+        TRY(try_once(t, kind, way{NULL, NO_CUT}, rows, count, t->out, e));
+        TRY(same_bits(t, result_bytes(t, kind, rows), &dev->few[kind], e));
     }
     return OK;
 }
@@ -246,21 +339,19 @@ static enum status check_few(const struct trial *t, enum plan_kind kind, struct 
 static enum status choose(const struct trial *t, enum plan_kind kind, struct error *e) {
     struct plan *plan = &t->dev->plans[kind];
     struct lt_algorithm anchors[CANDIDATES];
-    float alpha = plan->alpha; /* a power of two: it changes no bit but the exponent's */
     int count = 0;
-    plan->alpha = 1;
-    fill(t, t->w, (size_t)plan->n * (size_t)plan->k * dtype_bytes(plan->in), 1, 0.05f);
-    fill(t, t->in, (size_t)t->rows * (size_t)plan->k * dtype_bytes(plan->in), 2, 1.0f);
+    fill(t, t->w, plan->in, (size_t)plan->n * (size_t)plan->k * dtype_bytes(plan->in), 1, 0.05f);
+    fill(t, t->in, plan->in, (size_t)t->rows * (size_t)plan->k * dtype_bytes(plan->in), 2, 1.0f);
+    fill(t, t->gate, t->dev->out, t->gate_bytes, 3, 4.0f);
     TRY(lt_candidates(&t->dev->lt, plan, t->rows, anchors, &count, e));
-    TRY(try_once(t, plan, &anchors[0], t->rows, t->expected, e));
+    TRY(try_once(t, kind, way{&anchors[0], NO_CUT}, t->rows, 1, t->expected, e));
     for (int i = 0; i < SIZES; i++) {
         int rows = t->rows >> (SIZES - 1 - i);
         plan->rows[i] = rows ? rows : 1;
-        TRY(choose_for(t, plan, &anchors[0], plan->rows[i], &plan->algorithm[i], e));
+        TRY(choose_algorithm(t, kind, &anchors[0], plan->rows[i], &plan->algorithm[i], e));
+        TRY(choose_cut(t, kind, i, e));
     }
-    enum status status = check_few(t, kind, e);
-    plan->alpha = alpha;
-    return status;
+    return check_few(t, kind, e);
 }
 
 static enum status trial_open(struct trial *t, struct error *e) {
@@ -274,24 +365,28 @@ static enum status trial_open(struct trial *t, struct error *e) {
     while (t->rows > 1024 && (size_t)t->rows * widest * 12 > dev->budget / 4) t->rows /= 2;
     t->w_bytes = widest * C * in;
     t->in_bytes = (size_t)t->rows * widest * in;
+    t->gate_bytes = (size_t)t->rows * C * dtype_bytes(dev->out);
     t->out_bytes = (size_t)t->rows * (in * F > sizeof(float) * single ? in * F : sizeof(float) * single);
     TRY(device_alloc(dev, t->w_bytes, &t->w, e));
     TRY(device_alloc(dev, t->in_bytes, &t->in, e));
+    TRY(device_alloc(dev, t->gate_bytes, &t->gate, e));
+    TRY(device_alloc(dev, t->gate_bytes, &t->temp, e));
     TRY(device_alloc(dev, t->out_bytes, &t->out, e));
     TRY(device_alloc(dev, t->out_bytes, &t->expected, e));
     TRY(device_alloc(dev, 2 * sizeof(int), (void **)&t->numbers, e));
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking), "opening a stream", e);
-    CUDA_TRY(dev, cudaEventCreate(&t->start), "opening an event", e);
-    CUDA_TRY(dev, cudaEventCreate(&t->stop), "opening an event", e);
+    for (int i = 0; i < MARKS; i++) CUDA_TRY(dev, cudaEventCreate(&t->marks[i]), "opening an event", e);
     return OK;
 }
 
 static void trial_close(struct trial *t) {
     if (t->stream) cudaStreamDestroy(t->stream);
-    if (t->start) cudaEventDestroy(t->start);
-    if (t->stop) cudaEventDestroy(t->stop);
+    for (int i = 0; i < MARKS; i++)
+        if (t->marks[i]) cudaEventDestroy(t->marks[i]);
     device_free(t->dev, t->w, t->w_bytes);
     device_free(t->dev, t->in, t->in_bytes);
+    device_free(t->dev, t->gate, t->gate_bytes);
+    device_free(t->dev, t->temp, t->gate_bytes);
     device_free(t->dev, t->out, t->out_bytes);
     device_free(t->dev, t->expected, t->out_bytes);
     device_free(t->dev, t->numbers, 2 * sizeof(int));

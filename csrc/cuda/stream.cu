@@ -167,10 +167,6 @@ static __global__ void __launch_bounds__(Cut::THREADS, 1) stream_product(const _
 
 /* ---- the host's side -------------------------------------------------------------------------------------------------- */
 
-typedef CUresult (*encoder)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                            const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                            CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
 void *stream_encoder(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW); /* the runtime has it open */
     return driver ? dlsym(driver, "cuTensorMapEncodeTiled") : NULL;
