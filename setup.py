@@ -1,7 +1,8 @@
 """Builds the two native parts: rwkvsts._core (C, always), rwkvsts/_cuda.so (CUDA, where nvcc is).
 
 RWKVSTS_CUDA        auto (default): build the CUDA part if nvcc is found; 0: never; 1: insist
-RWKVSTS_CUDA_ARCHS  default 75,80,86,89,90: machine code for each, PTX for the last; needs nvcc 12 or newer
+RWKVSTS_CUDA_ARCHS  default 75,80,86,89,90: machine code for each, PTX for the last;
+                    nvcc 12 or newer
 CUDA_HOME, CUDA_PATH and PATH are searched for nvcc, in this order.
 
 Everything else about the package is in pyproject.toml.

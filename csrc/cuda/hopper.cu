@@ -1,9 +1,9 @@
 /* Products of many rows on Hopper: weights and rows come by tensor copies, warpgroups multiply, epilogues are fused.
  *
  * A block is one warpgroup that copies and two that multiply; it stays on its processor and walks over tiles, so that
- * the copies of the next tile run while the sums of this one are written. Blocks come in pairs on neighbouring rows that
- * share each box of weights they fetch. A sum is one chain of wgmma over all of k, ascending: the bits of mma.sync and
- * of cublasLt, which products_open compares on the device at hand before this is used.
+ * the copies of the next tile run while the sums of this one are written. Blocks come in pairs on neighbouring rows
+ * that share each box of weights they fetch. A sum is one chain of wgmma over all of k, ascending: the bits of mma.sync
+ * and of cublasLt, which products_open compares on the device at hand before this is used.
  *
  * A lane's sums lie two columns wide. The weights of a tile are therefore fetched in an order that gives a lane 4 or 8
  * columns side by side: in D = 2 or 4 boxes of every D-th row. Of box c and its rows 8 g + 2 q, + 1, a lane holds the
@@ -17,8 +17,8 @@ enum { ROOM = 4096 }; /* bytes of shared memory that a multiplying warp writes i
 /* Tiles of columns that are under way together: so that their weights stay in the second-level cache. */
 enum { MOST_COLUMNS = 8 };
 
-/* One way to cut the work: blocks of 64 rows a warpgroup has, outputs of a tile, stages. TURNS: the warpgroups take tiles
- * in turns, one writes while the other multiplies; otherwise they share a tile. */
+/* One way to cut the work: blocks of 64 rows a warpgroup has, outputs of a tile, stages. TURNS: the warpgroups take
+ * tiles in turns, one writes while the other multiplies; otherwise they share a tile. */
 template <int TALL_, int OUTPUTS_, int STAGES_, bool TURNS_> struct tiling {
     static constexpr int TALL = TALL_, OUTPUTS = OUTPUTS_, STAGES = STAGES_;
     static constexpr bool TURNS = TURNS_;
@@ -147,8 +147,8 @@ static __device__ __forceinline__ void multiply_stage(float (&sum)[Cut::TALL][Cu
     products_commit();
 }
 
-/* The stage before is given back when the tensor cores have left it, this one being queued behind. `before_the_end` runs
- * when all is queued. */
+/* The stage before is given back when the tensor cores have left it, this one being queued behind. `before_the_end`
+ * runs when all is queued. */
 template <typename Cut, typename Then>
 static __device__ __forceinline__ void multiply_tile(float (&sum)[Cut::TALL][Cut::OUTPUTS / 2], const ring<Cut> &ring,
                                                      place<Cut> &at, int steps, int mine, Then before_the_end) {
@@ -168,9 +168,9 @@ static __device__ __forceinline__ void multiply_tile(float (&sum)[Cut::TALL][Cut
     for (int m = 0; m < Cut::TALL; m++) hold(sum[m]);
 }
 
-/* ---- epilogues: eight rows of a warp pass through shared memory, so that global memory sees whole rows of them ------- */
+/* ---- epilogues: eight rows of a warp pass through shared memory, so that global memory sees whole rows ---- */
 
-/* UNITS of 16 bytes a row; unit u of an odd row lies at u ^ 4: a warp's accesses meet all banks whichever way it goes. */
+/* UNITS of 16 bytes a row; unit u of an odd row lies at u ^ 4: so a warp's accesses meet all banks both ways. */
 template <int UNITS> struct passage {
     uint32_t even, odd, out[2];
 

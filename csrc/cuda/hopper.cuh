@@ -8,7 +8,7 @@
 
 #if HOPPER_CODE
 
-/* ---- memory: in asm, so that nothing moves between products, and predicated, so that no warp parts ------------------- */
+/* ---- memory: in asm, so that nothing moves between products; predicated, so that no warp parts ------------ */
 
 static __device__ __forceinline__ void shared_store(uint32_t to, const uint32_t (&a)[4]) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])

@@ -1,9 +1,9 @@
 /* Products: which way each goes, and the passes that finish what cublasLt cannot.
  *
- * At open every way that might be taken is tried on random rows and compared, bit by bit and with what follows the product,
- * with the algorithm that cublasLt holds best for many rows; what differs is dropped. Of the rest the fastest is kept for
- * each of a few numbers of rows: an algorithm of cublasLt, or Hopper's own kernel where that is clearly faster. So a row's
- * result is one and the same whatever the pass, whichever way was taken. */
+ * At open every way that might be taken is tried on random rows and compared, bit by bit and with what follows the
+ * product, with the algorithm that cublasLt holds best for many rows; what differs is dropped. Of the rest the fastest
+ * is kept for each of a few numbers of rows: an algorithm of cublasLt, or Hopper's own kernel where that is clearly
+ * faster. So a row's result is one and the same whatever the pass, whichever way was taken. */
 #include "cuda.h"
 #include "launch.cuh"
 #include "mma.cuh"
@@ -252,8 +252,8 @@ static enum status try_once(const struct trial *t, enum plan_kind kind, struct w
     return go(t, kind, way, rows, p, count, e);
 }
 
-/* Milliseconds of each way. They take turns without a pause, so that a clock that falls under load falls for all; the first
- * round does not count. The products that read the token shift come four at a time. */
+/* Milliseconds of each way. They take turns without a pause, so that a clock that falls under load falls for all; the
+ * first round does not count. The products that read the token shift come four at a time. */
 static enum status time_ways(const struct trial *t, enum plan_kind kind, const struct way *ways, int count, int rounds,
                              int rows, float *ms, struct error *e) {
     struct product p[MOST_FEW];
