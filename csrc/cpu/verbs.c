@@ -118,8 +118,8 @@ static void save_shift(const struct worker *w, const struct shift *s, float *slo
 }
 
 /* Whether a float32 matrix of this pass is too large to wait in the caches for who reads it. */
-static bool goes_past(const struct worker *w, int columns) {
-    return columns % 16 == 0 && w->pass.T > ROW_BLOCK;
+static bool goes_past(const struct worker *w, const void *out, int columns) {
+    return w->pass.T > ROW_BLOCK && columns % 16 == 0 && (uintptr_t)out % 64 == 0;
 }
 
 /* Rows row .. row + rows and columns column .. column + k of a matrix of in type with `stride` columns, for a product:
@@ -285,7 +285,7 @@ static void multiply_block(void *context, int item, int thread) {
     struct finish finish = {
         .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate};
     finish.tiled = w->dev->tiled && a->epilogue == RELU2;
-    finish.past = goes_past(w, p->n);
+    finish.past = goes_past(w, a->out, p->n);
     gemm_enter(product);
     gemm_block(product, w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
     gemm_leave(product);
@@ -348,7 +348,7 @@ static void decay_rows(void *context, int item, int thread) {
     struct finish up = {.kind = FINISH_DECAY, .out = a->decay, .vector = vector_of(a->time_decay)};
     down.stride = (size_t)w->dev->dims.D;
     up.stride = (size_t)w->dev->dims.C;
-    up.past = goes_past(w, w->dev->dims.C);
+    up.past = goes_past(w, a->decay, w->dev->dims.C);
     gemm_enter(w->dev->product);
     multiply(w, a->w1, a->mixed_w, first, rows, 0, s, &down);
     multiply(w, a->w2, s->low_rank, 0, rows, first, s, &up);
