@@ -15,7 +15,7 @@ from pathlib import Path
 
 DOCUMENT_BYTES = 3000
 WIKISPLIT = "wikisplit_sentences.txt.xz"
-NOVELS = 2  # one novel in two is read: the rest of the text is nearer to what the model is for
+NOVELS = 2  # the model reads one novel in two: other text is nearer to what it is for
 HELD_OUT_NOVEL = 50  # one novel in 50 is held out whole, so that no character's name is known
 HELD_OUT_BLOCK = 60  # one block in 60 of each other file
 BLOCK_LINES = 90
@@ -149,12 +149,15 @@ def line_documents(source: str, lines: list[str]) -> list[Document]:
     return documents
 
 
-def load(folder: Path) -> list[Document]:
-    """All documents of the corpora in `folder`, in a fixed order."""
+def load(folder: Path, novels: int = 1) -> list[Document]:
+    """All documents of the corpora in `folder`, in a fixed order.
+
+    Of the novels that are not held out, one in `novels` is read.
+    """
     documents = []
     for index, (_, paragraphs) in enumerate(read_novels(folder / "100_english_novels.tar.gz")):
         held_out = index % HELD_OUT_NOVEL == HELD_OUT_NOVEL // 2
-        if held_out or index % NOVELS == 0:
+        if held_out or index % novels == 0:
             documents += [Document("novels", text, held_out) for text in pack(paragraphs, "\n\n")]
     for name in sorted(LICENCES):
         source = name.split("_")[0]

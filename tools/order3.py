@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from corpus import load
+from corpus import NOVELS, load
 
 ORDER = 3
 START = b"\0" * ORDER  # in front of each document, never scored
@@ -57,7 +57,7 @@ def bits_per_byte(train: bytes, held_out: bytes) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", type=Path)
-    documents = load(parser.parse_args().corpora)
+    documents = load(parser.parse_args().corpora, NOVELS)
     train, held_out = (
         b"".join(START + d.text.encode() for d in documents if d.held_out == wanted)
         for wanted in (False, True)

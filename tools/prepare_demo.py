@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from corpus import REPEATS, load
+from corpus import NOVELS, REPEATS, load
 from learn_vocabulary import greedy
 from sentence_pairs import triples
 
@@ -120,7 +120,7 @@ def main() -> None:
     encoder = Encoder(options.vocabulary)
     if options.data:
         np.savez_compressed(options.out / "dev.npz", **pack_development(options.data, encoder))
-    documents = load(options.corpora)
+    documents = load(options.corpora, NOVELS)
     training = [d for d in documents if not d.held_out]
     order = np.random.default_rng(options.seed).permutation(len(training))
     held_out = [d.text for d in documents if d.held_out]

@@ -14,7 +14,15 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from corpus import BLOCK_LINES, block_is_held_out, detokenize, load, read_lines, wiki_triples
+from corpus import (
+    BLOCK_LINES,
+    NOVELS,
+    block_is_held_out,
+    detokenize,
+    load,
+    read_lines,
+    wiki_triples,
+)
 from rewriting import (
     FUNCTION,
     core,
@@ -95,7 +103,7 @@ def paired(folder: Path, rng: random.Random) -> list[tuple[str, str]]:
 def single(folder: Path, rng: random.Random) -> list[str]:
     """Sentences of the training documents, sampled per source."""
     by_source: dict[str, set[str]] = defaultdict(set)
-    for document in load(folder):
+    for document in load(folder, NOVELS):
         if not document.held_out and document.source in SAMPLE:
             by_source[document.source].update(sentences_of(document.text))
     chosen = []
