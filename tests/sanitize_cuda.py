@@ -87,7 +87,7 @@ def run_tool(tool: str, seconds: float) -> bool:
     """Whether the tool saw the whole walk and found nothing in our kernels."""
     command = [sanitizer(), "--tool", tool, "--error-exitcode", "3", "--print-limit", "12"]
     command += ["--show-backtrace", "device", "--target-processes", "application-only"]
-    command += ["--kernel-name-exclude", ",".join(f"kns={name}" for name in LIBRARY_KERNELS)]
+    command += ["--kernel-name-exclude", "regex=" + "|".join(LIBRARY_KERNELS)]
     if tool == "memcheck":
         command += ["--leak-check", "full"]
     print(f"== {tool}", flush=True)

@@ -123,6 +123,11 @@ static __device__ __forceinline__ void multiply_stage(float sum[][4], const E *t
     }
 }
 
+/* Copiers and multipliers meet here from two places in the code, which __syncthreads does not allow. */
+template <int THREADS> __device__ __forceinline__ void stage_done(void) {
+    asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
+}
+
 /* The copiers' way through the stages; the barriers pair with the multipliers'. A stage is filled again once the barrier
  * after its use is passed. */
 template <typename Cut, typename E>
@@ -137,7 +142,7 @@ static __device__ __forceinline__ void copy_stages(E *stages, const struct produ
     }
     for (int s = 0; s < steps; s++) {
         copies_wait<Cut::STAGES - 2>();
-        __syncthreads();
+        stage_done<Cut::THREADS>();
         int next = s + Cut::STAGES - 1;
         if (next < steps) loader.next(stages + next % Cut::STAGES * Cut::STAGE);
         copies_commit();
@@ -162,7 +167,7 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
     float sum[Cut::MINE / 8][4] = {};
     int warp = threadIdx.x / 32 % 4 * 16, side = threadIdx.x / 128 * Cut::MINE, lane = threadIdx.x % 32;
     for (int s = 0; s < steps; s++) {
-        __syncthreads();
+        stage_done<Cut::THREADS>();
         multiply_stage<Cut>(sum, stages + s % STAGES * Cut::STAGE, warp, side);
     }
     struct addends to[Cut::MINE / 8][2];
