@@ -376,6 +376,8 @@ static enum status trial_open(struct trial *t, struct error *e) {
     TRY(device_alloc(dev, 2 * sizeof(int), (void **)&t->numbers, e));
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking), "opening a stream", e);
     for (int i = 0; i < MARKS; i++) CUDA_TRY(dev, cudaEventCreate(&t->marks[i]), "opening an event", e);
+    /* cublasLt writes all of it, unseen by those who look for reads of what nobody wrote */
+    CUDA_TRY(dev, cudaMemsetAsync(t->temp, 0, t->gate_bytes, t->stream), "comparing products", e);
     return OK;
 }
 
