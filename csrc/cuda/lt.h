@@ -22,7 +22,8 @@ struct plan {
     float alpha, beta;
     struct lt_algorithm algorithm[SIZES]; /* for about rows[i] rows, ascending */
     int rows[SIZES];
-    int cut[SIZES]; /* hopper.cu's, which goes before the algorithm, or NO_CUT */
+    int cut[SIZES];        /* hopper.cu's, which goes before the algorithm, or NO_CUT */
+    unsigned right[SIZES]; /* bit c: its cut c gives the expected bits */
 };
 enum { NO_CUT = -1 };
 

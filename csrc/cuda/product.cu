@@ -83,6 +83,12 @@ static int cut_for(const struct worker *w, enum plan_kind kind) {
     return plan->cut[size_for(plan, w->grid.T)];
 }
 
+/* Whether a product that goes Hopper's way may do so by another's cut. */
+static bool shares_cut(const struct worker *w, enum plan_kind kind, int cut) {
+    const struct plan *plan = &w->dev->plans[kind];
+    return cut_for(w, kind) != NO_CUT && plan->right[size_for(plan, w->grid.T)] >> cut & 1;
+}
+
 /* Neighbours that go Hopper's way share a launch, cut as the first: its processors wait once for the last tiles. */
 static enum status run_all(struct worker *w, const enum plan_kind *kinds, const struct product *p, int count,
                            struct error *e) {
@@ -96,7 +102,7 @@ static enum status run_all(struct worker *w, const enum plan_kind *kinds, const 
             TRY(run_plain(&at, plan, &plan->algorithm[size_for(plan, at.rows)], &p[i], e));
             continue;
         }
-        while (next < count && cut_for(w, kinds[next]) != NO_CUT && hopper_fits(dev, cut, &p[next])) next++;
+        while (next < count && shares_cut(w, kinds[next], cut)) next++;
         TRY(cuda_status(w->dev, hopper_run(dev, w->stream, cut, at.rows, &p[i], next - i), "products of many rows", e));
     }
     return LAUNCHED(w, "a product", e);
@@ -307,6 +313,7 @@ static enum status choose_cut(const struct trial *t, enum plan_kind kind, int si
     int rows = plan->rows[size], ragged = rows > 3 ? rows - 3 : rows;
     float best = 0.98f;
     plan->cut[size] = NO_CUT;
+    plan->right[size] = 0;
     for (int cut = 0; cut < CUTS; cut++) {
         const struct way ways[2] = {{&plan->algorithm[size], NO_CUT}, {NULL, cut}};
         bool same = false;
@@ -316,6 +323,7 @@ static enum status choose_cut(const struct trial *t, enum plan_kind kind, int si
         if (try_once(t, kind, ways[1], ragged, 1, t->out, &refused) != OK) continue;
         TRY(same_bits(t, result_bytes(t, kind, ragged), &same, e));
         if (!same) continue;
+        plan->right[size] |= 1u << cut;
         TRY(time_ways(t, kind, ways, 2, MORE_ROUNDS, rows, ms, e));
         if (ms[1] < best * ms[0]) plan->cut[size] = cut, best = ms[1] / ms[0];
     }
