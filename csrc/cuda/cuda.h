@@ -29,6 +29,7 @@ struct device {
     struct plan plans[PLANS];
     void *encode;    /* the driver's cuTensorMapEncodeTiled; NULL: not Hopper, or not bfloat16 */
     bool few[PLANS]; /* the kernel for few rows gives the same bits as the plan here */
+    bool waits;      /* kernels hold code that waits for those in front, as launch.cuh wants */
     enum dtype table_dtype;
     bool table_on_host;
     bool dead; /* an error that poisons the context was seen */

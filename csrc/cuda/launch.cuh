@@ -39,7 +39,7 @@ static cudaError_t launch_early(bool early, cudaStream_t stream, void (*kernel)(
 
 /* Whether the pass at hand wants it: only where kernels are short does it pay. */
 static inline bool overlaps(const struct worker *w) {
-    return w->capturing && w->dev->major >= 9;
+    return w->capturing && w->dev->waits;
 }
 
 #endif

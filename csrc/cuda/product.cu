@@ -418,7 +418,10 @@ enum status products_open(struct device *dev, struct error *e) {
         {d->D, d->C, F32, 1, 0},       /* PLAN_DECAY_DOWN */
     };
     struct trial t = {};
+    struct cudaFuncAttributes code;
     t.dev = dev;
+    CUDA_TRY(dev, cudaFuncGetAttributes(&code, fill_noise<float>), "looking at the kernels", e);
+    dev->waits = dev->major >= 9 && code.ptxVersion >= 90; /* a build for older devices runs here too, without */
     enum status status = trial_open(&t, e);
     for (int i = 0; status == OK && i < PLANS; i++) {
         struct plan *plan = &dev->plans[i];
