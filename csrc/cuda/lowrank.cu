@@ -22,11 +22,6 @@ struct lerp_row {
     float4 a, before;
 };
 
-static __device__ __forceinline__ float4 normal4(float4 x, float2 s, float4 w, float4 b) {
-    return make_float4(normalise(x.x, s.x, s.y, w.x, b.x), normalise(x.y, s.x, s.y, w.y, b.y),
-                       normalise(x.z, s.x, s.y, w.z, b.z), normalise(x.w, s.x, s.y, w.w, b.w));
-}
-
 static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args &a, int t, int prev, int c, float4 w,
                                                             float4 b) {
     /* Loads first, then what they mean: both rows are on their way before either is waited for. */
@@ -35,8 +30,8 @@ static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args
                                            : a.slots + (size_t)(FROM_SLOT - prev) * a.slot_stride;
     float4 now = *(const float4 *)(a.x + (size_t)t * a.C + c), before = *(const float4 *)(there + c);
     float2 stats = a.stats[t], stats_before = a.stats[max(prev, 0)];
-    struct lerp_row r = {normal4(now, stats, w, b), before};
-    if (prev >= 0) r.before = normal4(before, stats_before, w, b);
+    struct lerp_row r = {normalise4(now, stats, w, b), before};
+    if (prev >= 0) r.before = normalise4(before, stats_before, w, b);
     else if (prev == NO_PAST) r.before = make_float4(0, 0, 0, 0);
     return r;
 }
@@ -77,8 +72,9 @@ static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const stru
         }
 }
 
-/* Sums of 16 rows and 16 columns, begun with what they are added to: out[h] is row lane/4 + 8 h, columns 4 (lane%4) .. + 3 of the 16. Column n of a fragment
- * stands for 4 (n/2) + n%2, and in its twin for the one two further; pack.cu lays the weights out so. */
+/* Sums of 16 rows and 16 columns, begun with what they are added to: out[h] is row lane/4 + 8 h, columns 4 (lane%4) .. + 3
+ * of the 16. Column n of a fragment stands for 4 (n/2) + n%2, and in its twin for the one two further; pack.cu lays the
+ * weights out so. */
 template <typename In, int STEPS>
 static __device__ __forceinline__ void multiply16(float4 out[2], const uint32_t f[STEPS][4], const uint4 w[STEPS],
                                                   float4 base) {

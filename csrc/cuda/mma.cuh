@@ -111,8 +111,32 @@ template <typename Out> __device__ __forceinline__ float gate_add(float x, float
 static __device__ __forceinline__ float normalise(float x, float mean, float scale, float weight, float bias) {
     return __fmaf_rn(__fmul_rn(__fsub_rn(x, mean), scale), weight, bias);
 }
+static __device__ __forceinline__ float4 normalise4(float4 x, float2 stats, float4 w, float4 b) {
+    return make_float4(normalise(x.x, stats.x, stats.y, w.x, b.x), normalise(x.y, stats.x, stats.y, w.y, b.y),
+                       normalise(x.z, stats.x, stats.y, w.z, b.z), normalise(x.w, stats.x, stats.y, w.w, b.w));
+}
 static __device__ __forceinline__ float lerp(float a, float before, float mix) {
     return __fmaf_rn(__fsub_rn(before, a), mix, a);
+}
+
+/* ---- over a warp ----------------------------------------------------------------------------------------------- */
+
+/* Sums COUNT values over a warp, each by the same tree. Lane l is left with value l / (32 / COUNT). */
+template <int COUNT> static __device__ __forceinline__ float sum_many(float a[COUNT]) {
+    int lane = threadIdx.x % 32, distance = 16;
+#pragma unroll
+    for (int n = COUNT; n > 1; n /= 2, distance /= 2) {
+        bool upper = lane & distance;
+#pragma unroll
+        for (int i = 0; i < n / 2; i++) {
+            float send = upper ? a[i] : a[i + n / 2], keep = upper ? a[i + n / 2] : a[i];
+            a[i] = keep + __shfl_xor_sync(~0u, send, distance);
+        }
+    }
+    float sum = a[0];
+#pragma unroll
+    for (int d = 16 / COUNT; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+    return sum;
 }
 
 /* ---- fragments ----------------------------------------------------------------------------------------------- */

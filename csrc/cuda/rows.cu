@@ -58,24 +58,6 @@ template <int BATCH> struct sums {
     float4 part[2][BATCH][SUMS / 4];
 };
 
-/* Adds M values of each of 32 lanes, every one by the butterfly 16, 8, 4, 2, 1. Lane l is left with value l / (32 / M). */
-template <int M> static __device__ __forceinline__ float butterfly(float a[M]) {
-    int lane = threadIdx.x % 32, distance = 16;
-#pragma unroll
-    for (int n = M; n > 1; n /= 2, distance /= 2) {
-        bool upper = lane & distance;
-#pragma unroll
-        for (int i = 0; i < n / 2; i++) {
-            float send = upper ? a[i] : a[i + n / 2], keep = upper ? a[i + n / 2] : a[i];
-            a[i] = keep + __shfl_xor_sync(~0u, send, distance);
-        }
-    }
-    float sum = a[0];
-#pragma unroll
-    for (int d = 16 / M; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-    return sum;
-}
-
 /* Sums over the block, one a row, the same in every thread. */
 template <int TH, int BATCH>
 static __device__ __forceinline__ void block_sums(float sum[BATCH], float a[BATCH][OWNERS / TH],
@@ -84,7 +66,7 @@ static __device__ __forceinline__ void block_sums(float sum[BATCH], float a[BATC
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-        float mine = butterfly<M>(a[i]);
+        float mine = sum_many<M>(a[i]);
         if (lane % (32 / M) == 0) ((float *)room[i])[lane / (32 / M) * (TH / 32) + warp] = mine;
     }
     __syncthreads();
@@ -118,11 +100,6 @@ __device__ __forceinline__ void row_stats(float2 stats[BATCH], const row<Q, TH> 
     block_sums<TH, BATCH>(sum, squares, room.part[1]);
 #pragma unroll
     for (int b = 0; b < BATCH; b++) stats[b].y = rsqrtf(__fmaf_rn(sum[b], inverse, LN_EPS));
-}
-
-static __device__ __forceinline__ float4 normalise4(float4 x, float2 stats, float4 w, float4 b) {
-    return make_float4(normalise(x.x, stats.x, stats.y, w.x, b.x), normalise(x.y, stats.x, stats.y, w.y, b.y),
-                       normalise(x.z, stats.x, stats.y, w.z, b.z), normalise(x.w, stats.x, stats.y, w.w, b.w));
 }
 
 template <int Q, int TH>

@@ -21,24 +21,6 @@ struct wkv_args {
     int C, H;
 };
 
-/* Sums COUNT values over a warp, each by the same tree. Lane l is left with value l / (32 / COUNT). */
-template <int COUNT> static __device__ __forceinline__ float sum_many(float a[COUNT]) {
-    int lane = threadIdx.x % 32, distance = 16;
-#pragma unroll
-    for (int n = COUNT; n > 1; n /= 2, distance /= 2) {
-        bool upper = lane & distance;
-#pragma unroll
-        for (int i = 0; i < n / 2; i++) {
-            float send = upper ? a[i] : a[i + n / 2], keep = upper ? a[i + n / 2] : a[i];
-            a[i] = keep + __shfl_xor_sync(~0u, send, distance);
-        }
-    }
-    float sum = a[0];
-#pragma unroll
-    for (int d = 16 / COUNT; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-    return sum;
-}
-
 template <typename Out> struct chunk {
     Out r[CHUNK][HEAD], k[CHUNK][HEAD], v[CHUNK][HEAD]; /* as they came */
     float decay[CHUNK][HEAD];

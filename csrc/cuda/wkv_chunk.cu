@@ -272,8 +272,8 @@ static __device__ __forceinline__ void store_ends(struct shared *m, int r, int k
     *(float2 *)(total + 2 * (threadIdx.x % 32)) = p;
 }
 
-/* Sums COUNT values over a warp, each by the same tree. Lane l is left with value l / (32 / COUNT). */
-template <int COUNT> static __device__ __forceinline__ float sum_many(float *a) {
+/* As sum_many, in the form that this kernel's registers were measured with: the other moves its spills about. */
+template <int COUNT> static __device__ __forceinline__ float sum_tokens(float *a) {
     constexpr int HALF = COUNT / 2, DISTANCE = 16 * COUNT / TILE;
     if constexpr (COUNT == 1) {
         return a[0] + __shfl_xor_sync(~0u, a[0], 1);
@@ -284,7 +284,7 @@ template <int COUNT> static __device__ __forceinline__ float sum_many(float *a) 
             float send = upper ? a[i] : a[i + HALF], keep = upper ? a[i + HALF] : a[i];
             a[i] = keep + __shfl_xor_sync(~0u, send, DISTANCE);
         }
-        return sum_many<HALF>(a);
+        return sum_tokens<HALF>(a);
     }
 }
 
@@ -337,7 +337,7 @@ static __device__ __forceinline__ void make_tile(struct shared *m, int tile, int
     store_ends(m, rs, ks, m->total[set + tile], w, u, bonus);
     __syncwarp();
     square(two[0], two[1], x[0]);
-    float sum = sum_many<TILE>(bonus);
+    float sum = sum_tokens<TILE>(bonus);
     float a[2][2]; /* [half][column]: rows and columns of the same eight tokens */
 #pragma unroll
     for (int h = 0; h < 2; h++) {
