@@ -159,7 +159,7 @@ struct backend {
     /* Rows a pass should have when the caller does not say, given what rwkv6.c allocates for each and the pooled rows. */
     int (*rows)(struct device *dev, size_t bytes_per_row, size_t bytes_fixed);
     /* A pass may cut a sequence only after a multiple of so many of its tokens, counted from where this run starts it:
-     * what is computed together does not change with the pass then. A pass has at least so many rows. A text that goes
+     * what is computed together does not change with the pass then. A pass has room for so many. A text that goes
      * on from a given state counts from there: it has the bits of the whole text where what came before was a multiple,
      * and agrees to rounding elsewhere. */
     int (*grain)(const struct device *dev);

@@ -2,7 +2,7 @@
  *
  * A tile of rows is 32 by one panel: four sums (0..3), two inputs (4, 5), two weights (6, 7), so each load feeds two
  * products. The second-level cache gives a line in the time a product wants one: block sizes keep the inputs there, a
- * chunk of weights in the first level, and weights to come are fetched meanwhile. Absent rows of inputs are zeros. */
+ * chunk of weights in the first level, and weights to come are fetched meanwhile. */
 #if defined(__x86_64__)
 #include "kernels.h"
 

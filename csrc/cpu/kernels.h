@@ -6,7 +6,7 @@
  * Packed weights: panels of PANEL outputs, the last one filled up with zeros, K rounded up to k_step with zeros.
  *   F32   panel [K][PANEL]          float
  *   BF16  panel [K/2][PANEL][2]     pairs of neighbouring k, what VDPBF16PS and TDPBF16PS read
- * Packed inputs: tiles of tile_rows rows, absent rows filled up with zeros.
+ * Packed inputs: tiles of tile_rows rows. What stands in absent rows reaches sums of absent rows only.
  *   PACKED_F32    tile [K][rows]        float
  *   PACKED_PAIRS  tile [K/2][rows][2]   bfloat16
  *   PACKED_TILES  tile [K/32][rows][32] bfloat16, AMX tile registers of 16 rows one after the other

@@ -1,9 +1,10 @@
 /* One vector type for every instruction set, on the compiler's own vector extension.
  *
  * The including file defines LANES, FMA(a, b, c), STREAM(p, v), which stores past the caches where that can be done, and
- * BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has switched its target on. Everything is static: the same text becomes other instructions in each file. Products and
- * sums are never contracted behind our back (-ffp-contract=off), so an instruction set always gives the same result;
- * another may give another, as its FMA rounds once. */
+ * BFLOAT16(v) or NARROW(u), the low halves of 32-bit lanes, and has switched its target on. Everything is static: the same
+ * text becomes other instructions in each file. Products and sums are never contracted behind our back
+ * (-ffp-contract=off), so an instruction set always gives the same result; another may give another, as its FMA rounds
+ * once. */
 #include <stdint.h>
 #include <string.h>
 

@@ -3,7 +3,7 @@
  * One device, one stream a worker; everything a verb does is queued on that stream, sized by `grid` and guarded by the
  * T and S that lie in device memory, so that a recorded pass serves every pass of its bucket. Buffers that pass from
  * verb to verb hold what suits the reader: SILU and SIGMOID are applied where their value is read, decay lies as the
- * exponent's argument. `in` is what products read, `out` what they write: bfloat16 both, or half and float, or float. */
+ * exponent's argument, or as its low rank where wkv makes it of that. `in` is what products read, `out` what they write: bfloat16 both, or half and float, or float. */
 #ifndef RWKVSTS_CUDA_H
 #define RWKVSTS_CUDA_H
 
@@ -169,7 +169,7 @@ cudaError_t stream_run(const struct device *dev, cudaStream_t stream, bool early
 enum { CUTS = 3 };
 bool hopper_fits(const struct device *dev, int cut, const struct product *p);
 cudaError_t hopper_run(const struct device *dev, cudaStream_t stream, int cut, int T, const struct product *p,
-                       int count); /* at most MOST_FEW; T is the pass's own, not its bucket's */
+                       int count); /* at most MOST_FEW; T as the host knows it: the bucket's in a recorded pass */
 
 /* rows.cu */
 enum status cuda_embed(struct worker *w, const struct embed *a, struct error *e);
