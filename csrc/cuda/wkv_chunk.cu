@@ -18,7 +18,7 @@
 #include "mma.cuh"
 
 enum { HEAD = 64, TILE = 16, WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE, KEPT = 2 * WARPS };
-enum { BLOCKS = 6 }; /* a multiprocessor: at 7 pieces with a state spill registers, at 4 too little is under way */
+enum { BLOCKS = 6 }; /* a multiprocessor: at 7 four times the registers spill, at 4 too little is under way */
 static_assert(CHUNK_GRAIN == KEPT * TILE, "a cut where the state takes over");
 
 /* Builds for older devices hold an empty kernel. */
