@@ -32,7 +32,7 @@ enum status cuda_status(struct device *dev, cudaError_t status, const char *doin
         return fail(e, NO_MEMORY, "no device memory for %s: %zu bytes are free; fewer batch_tokens need less", doing,
                     available);
     }
-    if (status == cudaErrorNoKernelImageForDevice)
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction)
         return fail(e, DEVICE_FAILED,
                     "%s: this build holds no code for compute capability %d.%d: install again with "
                     "RWKVSTS_CUDA_ARCHS=%d%d",
