@@ -118,6 +118,7 @@ def test_cublas_of_a_python_package_is_found_by_name(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", BY_NAME, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": root},
+        cwd=tmp_path,  # a source tree at hand would be found first
         capture_output=True,
         text=True,
         check=True,

@@ -270,7 +270,8 @@ enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, 
         CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
     *replay = w->record->exec != NULL;
     if (*replay) return OK;
-    CUDA_TRY(w->dev, cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeThreadLocal), "recording a pass", e);
+    /* Relaxed: poll may run Python between blocks, and there another model's memory may be freed. */
+    CUDA_TRY(w->dev, cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed), "recording a pass", e);
     w->capturing = true;
     return OK;
 }
