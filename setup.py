@@ -1,8 +1,8 @@
 """Builds the two native parts: rwkvsts._core (C, always), rwkvsts/_cuda.so (CUDA, where nvcc is).
 
-RWKVSTS_CUDA        auto (default): build the CUDA part if nvcc is found; 0: never; 1: insist
-RWKVSTS_CUDA_ARCHS  default 75,80,86,89,90: machine code for each, PTX for the last;
-                    nvcc 12 or newer
+RWKVSTS_CUDA        auto (default): build the CUDA part if there is an nvcc, 12 or newer;
+                    0: never; 1: insist
+RWKVSTS_CUDA_ARCHS  default 75,80,86,89,90: machine code for each (90a's for 90), PTX for the last
 CUDA_HOME, CUDA_PATH and PATH are searched for nvcc, in this order.
 
 Everything else about the package is in pyproject.toml.
@@ -11,6 +11,7 @@ Everything else about the package is in pyproject.toml.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def find_nvcc() -> str | None:
         if home and (Path(home) / "bin" / "nvcc").exists():
             return str(Path(home) / "bin" / "nvcc")
     return shutil.which("nvcc")
+
+
+def what_hinders(nvcc: str | None) -> str | None:
+    """Why the CUDA part cannot be built; None if it can be."""
+    if nvcc is None:
+        return "no nvcc in CUDA_HOME, CUDA_PATH or PATH"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.\d+", said)
+    if release is None or int(release[1]) < 12:
+        return f"{nvcc} is {release[0] if release else 'of no known release'}; 12 is needed"
+    return None
 
 
 def nvcc_command(nvcc: str, target: Path) -> list[str]:
@@ -58,13 +70,14 @@ class BuildExt(build_ext):
         if wish not in ("auto", "0", "1"):
             raise SystemExit(f"RWKVSTS_CUDA is {wish!r}: expected auto, 0 or 1")
         nvcc = find_nvcc()
-        if wish == "0" or (wish == "auto" and nvcc is None):
-            reason = "RWKVSTS_CUDA=0" if wish == "0" else "no nvcc in CUDA_HOME, CUDA_PATH or PATH"
-            self.announce_cpu_only(reason)
-        elif nvcc is None:
-            raise SystemExit("RWKVSTS_CUDA=1, but there is no nvcc in CUDA_HOME, CUDA_PATH or PATH")
-        else:
+        reason = "RWKVSTS_CUDA=0" if wish == "0" else what_hinders(nvcc)
+        if reason is None:
+            assert nvcc is not None
             self.build_cuda(nvcc)
+        elif wish == "1":
+            raise SystemExit(f"RWKVSTS_CUDA=1, but {reason}")
+        else:
+            self.announce_cpu_only(reason)
 
     def announce_cpu_only(self, reason: str) -> None:
         line = "*" * 78
