@@ -23,7 +23,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from . import datasets, device, report, study
+from . import __version__, datasets, device, report, study
 from ._core import cpu_features
 from .errors import DataError, DeviceError
 from .model import PAPER_LAYERS, POOLING, RWKV6, Layer
@@ -82,6 +82,7 @@ def _drop_stdout() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkvsts", description="RWKV-6 sentence embeddings and their study.")
+    parser.add_argument("--version", action="version", version=f"rwkvsts {__version__}")
     commands = parser.add_subparsers(required=True, metavar="study | embed | info")
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
@@ -184,10 +185,13 @@ def run_study(args: argparse.Namespace) -> None:
 
 def run_embed(args: argparse.Namespace) -> None:
     """`rwkvsts embed`: two passes over the file, so that no more than a chunk is held at a time."""
-    if args.out.is_dir():
-        raise DataError(f"--out: {args.out} is a folder; give the name of a .npy file")
+    if args.out.exists() and not args.out.is_file():  # it would be replaced, even /dev/null
+        what = "a folder" if args.out.is_dir() else "no plain file"
+        raise DataError(f"--out: {args.out} is {what}; give the name of a .npy file")
     _check_writable(args.out.parent)
     with _opened(args.file) as file:
+        if args.file != "-" and args.out.exists() and args.out.samefile(args.file):
+            raise DataError(f"--out: {args.out} is the file of texts; give another name")
         count = sum(1 for _ in _texts(file, args.file))
         if count == 0:
             raise DataError(f"{args.file}: there is no text; give one text a line")

@@ -190,6 +190,12 @@ def test_a_full_disk_is_told_before_writing(
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"rwkvsts {rwkvsts.__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -212,13 +218,16 @@ def test_wrong_command_lines(
 def test_absent_inputs_and_places(
     texts: Path, tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nowhere = str(tmp_path / "nowhere")
+    nowhere, pipe = str(tmp_path / "nowhere"), tmp_path / "pipe"
+    os.mkfifo(pipe)
     write_stsb(tmp_path)
     stsb = ["study", "--task", "stsb", "--data", str(tmp_path)]
     for argv, message in [
         (["embed", nowhere, "--out", str(tmp_path / "x.npy")], "cannot be read (No such file"),
         (["embed", str(texts), "--out", str(texts / "x.npy")], "cannot write into"),
         (["embed", str(texts), "--out", str(tmp_path)], "is a folder"),
+        (["embed", str(texts), "--out", str(pipe)], "is no plain file"),
+        (["embed", str(texts), "--out", str(texts)], "is the file of texts"),
         (["study", "--task", "mrpc", "--data", nowhere], "--data: no folder"),
         (["study", "--data", str(tmp_path)], "name a task, as --task mrpc"),
         (
