@@ -8,6 +8,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy  # noqa: F401  # before the C part, which would be blamed for what is wrong with it
+
 try:
     from . import _core  # noqa: F401
 except ImportError as error:

@@ -163,5 +163,5 @@ def _read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
             raise CheckpointError(f"{path} is {what}.")
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return safetensorsfile.read_index(file, path)
-    found = f"a file that starts with {bytes(start[:8])!r}"
+    found = f"a file that starts with {bytes(start[:8])!r}" if start else "an empty file"
     raise refusal(str(path), "a safetensors file or a torch zip (.pth, .bin)", found)

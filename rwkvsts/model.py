@@ -57,6 +57,9 @@ class State(NamedTuple):
     ffn_x: FloatArray  # [L, C]
     wkv: FloatArray  # [L, H, N, N], (key, value)
 
+    def __repr__(self) -> str:  # a tuple's own would be pages of numbers
+        return f"<State {', '.join(f'{n} {np.shape(a)}' for n, a in self._asdict().items())}>"
+
 
 class RWKV6:
     """A loaded RWKV-6 model; make one with `from_pretrained`.

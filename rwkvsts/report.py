@@ -147,8 +147,9 @@ def _machine(study: Study) -> dict[str, Any]:
     names = ("date", "cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts")
     short = {name: facts[name] for name in names if facts.get(name)}
     for model in facts["models"]:
+        revision = f" {model['revision']}" if model["revision"] else ""
         short[f"model ({model['tokenizer']})"] = (
-            f"{model['source']} {model['revision'] or ''} {model['dtype']} on {model['device']}"
+            f"{model['source']}{revision} {model['dtype']} on {model['device']}"
         )
     return short
 

@@ -573,11 +573,12 @@ class TestBadZips:
             (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
             (b"<!DOCTYPE html><html>", "found a file that starts with b'<!DOCTYP'"),
             (b"PK\x03\x04 and no more", "a zip file as torch.save writes"),
+            (b"", "found an empty file"),
         ],
     )
     def test_other_files(self, tmp_path: Path, start: bytes, words: str) -> None:
         path = tmp_path / "model.bin"
-        path.write_bytes(start + bytes(50))
+        path.write_bytes(start and start + bytes(50))
         assert_refused(path, words)
 
 

@@ -193,6 +193,11 @@ def test_states_and_embeddings_in_turn_share_a_session(tmp_path: Path) -> None:
     assert len(held) == 1
 
 
+def test_a_state_prints_its_shapes(tmp_path: Path) -> None:
+    state = load(tmp_path, random_weights(2, L=2)).state([1, 2])
+    assert repr(state).startswith("<State att_x (2, ") and len(repr(state)) < 100
+
+
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights(2, L=2))
     state = m.state([1, 2])
