@@ -151,7 +151,8 @@ def run_study(args: argparse.Namespace) -> None:
     if bundled:
         print(
             "Bundled demonstration: a small RWKV-6 and sentence pairs that come with rwkvsts. The "
-            "figures are real, the model is not the paper's.",
+            "figures are real,\nthe model is not the paper's, and the pairs were written so that "
+            "counting shared words does not help.",
             flush=True,
         )
     else:
