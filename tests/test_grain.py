@@ -8,19 +8,17 @@ pass it looks whether the promise of backend.h is kept, and counts the cuts: so 
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from standin import compile_cpu, model_on
 from tinymodel import random_ids, random_weights
 
-from rwkvsts import RWKV6, _core
+from rwkvsts import RWKV6
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
 GRAIN = 16
-STAND_IN = """
+ENTRY = """
 #include "backend.h"
 
 __attribute__((visibility("default"))) int passes, cuts;
@@ -56,30 +54,14 @@ __attribute__((visibility("default"))) const struct backend *rwkvsts_cuda_backen
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("grain")
-    source, target = folder / "grain.c", folder / "grain.so"
-    source.write_text(STAND_IN)
-    flags = ["-std=c11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-    flags += ["-pthread", "-D_DEFAULT_SOURCE", f"-DGRAIN={GRAIN}", f"-I{CSRC}"]
-    sources = [source, CSRC / "base.c", *sorted((CSRC / "cpu").glob("*.c"))]
-    subprocess.run([compiler, *flags, *map(str, sources), "-lm", "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return ctypes.CDLL(
+        str(compile_cpu(tmp_path_factory.mktemp("grain"), ENTRY, f"-DGRAIN={GRAIN}"))
+    )
 
 
 @pytest.fixture
 def model(library: ctypes.CDLL) -> RWKV6:
-    weights = random_weights(3, L=2)
-    core = _core.Model(
-        [(name, a.shape) for name, a in weights.items()], cuda=True, library=library._name
-    )
-    for name, a in weights.items():
-        if core.wants(name):
-            core.put(name, a, "float32")
-    core.seal()
-    return RWKV6(core, None, "random", None, "float32", 2)
+    return model_on(Path(library._name), random_weights(3, L=2))
 
 
 def counted(library: ctypes.CDLL, name: str) -> int:
