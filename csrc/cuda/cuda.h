@@ -3,7 +3,8 @@
  * One device, one stream a worker; everything a verb does is queued on that stream, sized by `grid` and guarded by the
  * T and S that lie in device memory, so that a recorded pass serves every pass of its bucket. Buffers that pass from
  * verb to verb hold what suits the reader: SILU and SIGMOID are applied where their value is read, decay lies as the
- * exponent's argument, or as its low rank where wkv makes it of that. `in` is what products read, `out` what they write: bfloat16 both, or half and float, or float. */
+ * exponent's argument, or as its low rank where wkv makes it of that. `in` is what products read, `out` what they write:
+ * bfloat16 both, or half and float, or float. */
 #ifndef RWKVSTS_CUDA_H
 #define RWKVSTS_CUDA_H
 
@@ -74,6 +75,7 @@ struct product {
     int kind; /* enum epilogue, or STORE_FLOAT */
 };
 enum { STORE_FLOAT = 100 }; /* for low ranks: the reader applies tanh */
+enum { HEADS = 4 };         /* products that read the five mixes, but for the decay's */
 
 /* What makes two passes the same work, but for the numbers in device memory. */
 struct shape {
@@ -109,7 +111,7 @@ struct worker {
     cudaEvent_t computed;
     struct record records[RECORDS], *record;
     bool capturing;
-    struct product held[4]; /* the heads' products of a pass of few rows: the decay's goes with them */
+    struct product held[HEADS]; /* r k v g of a pass of few rows: the decay's product goes with them */
     int held_count;
     unsigned clock;
 };

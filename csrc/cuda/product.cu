@@ -141,13 +141,14 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
     struct product p[MOST_FEW];
     enum plan_kind kinds[MOST_FEW];
     if (count > MOST_FEW) return fail(e, BAD_INPUT, "%d products at a time: expected at most %d", count, MOST_FEW);
-    bool few = w->grid.T <= FEW_ROWS;
+    bool few = w->grid.T <= FEW_ROWS, heads = count == HEADS;
     for (int i = 0; i < count; i++) {
         p[i] = product{a[i].w->data, a[i].in, a[i].out, a[i].gate, a[i].w->n, a[i].w->k, (int)a[i].epilogue};
         kinds[i] = kind_of(&a[i]);
         few = few && w->dev->few[kinds[i]];
+        heads = heads && kinds[i] == PLAN_HEADS;
     }
-    if (few && count == 4) { /* the heads': rwkv6.c asks for the decay next */
+    if (few && heads) { /* by the order of the equations the decay comes next, and fetches them */
         memcpy(w->held, p, sizeof w->held);
         w->held_count = count;
         return OK;
@@ -263,7 +264,7 @@ static enum status try_once(const struct trial *t, enum plan_kind kind, struct w
 static enum status time_ways(const struct trial *t, enum plan_kind kind, const struct way *ways, int count, int rounds,
                              int rows, float *ms, struct error *e) {
     struct product p[MOST_FEW];
-    int products = kind == PLAN_HEADS ? 4 : 1, turns = count * rounds;
+    int products = kind == PLAN_HEADS ? HEADS : 1, turns = count * rounds;
     for (int i = 0; i < products; i++) p[i] = product_of(t, kind, t->out);
     for (int i = 0; i < turns; i++) {
         CUDA_TRY(t->dev, cudaEventRecord(t->marks[i], t->stream), "timing products", e);
