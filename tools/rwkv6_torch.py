@@ -235,14 +235,16 @@ class RWKV6(nn.Module):
         gain = 0.5 * math.sqrt(max(1.0, shape.vocab_size / shape.hidden_size))
         nn.init.orthogonal_(self.head.weight, gain=gain)
 
-    def stream(self, ids: Tensor, n_blocks: int | None = None) -> list[Tensor]:
-        """Residual stream [B, T, C] after each of the first `n_blocks` blocks; ids [B, T]."""
-        x = self.blocks[0].pre_ln(self.embeddings(ids))
-        after = []
-        for block in self.blocks[:n_blocks]:
-            x = block(x)
-            after.append(x)
-        return after
+    def entering(self, ids: Tensor) -> Tensor:
+        """What enters block 0, [B, T, C]: normalised embeddings; ids [B, T]."""
+        return self.blocks[0].pre_ln(self.embeddings(ids))
+
+    def stream(self, ids: Tensor) -> list[Tensor]:
+        """Residual stream [B, T, C] before block 0 and after each block; ids [B, T]."""
+        stream = [self.entering(ids)]
+        for block in self.blocks:
+            stream.append(block(stream[-1]))
+        return stream
 
     def checkpoint(self) -> dict[str, Tensor]:
         """Tensors by their Hugging Face names, bfloat16 on the CPU, head included."""
