@@ -4,22 +4,27 @@
                        sequences in a batch; all blocks, as it cannot stop earlier
     rwkv               the official package, one sentence a call; all blocks and the head
 
-What is not installed is left out, saying so. Rescaling is off, so llama.cpp's rows can be compared
-with ours: the cosine printed beside it shows that both computed the same thing.
+What is not installed is left out, saying so. A rate is that of a batch of 32 sequences; the
+best counts, as with ours. Rescaling is off, so llama.cpp's rows can be compared with ours: the
+cosine printed beside it shows that both computed the same thing.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import checkpoint
 import numpy as np
 from checkpoint import Size
 
 import rwkvsts
+
+if TYPE_CHECKING:
+    from cpu import Turns
 
 SEQUENCES = 32  # in one batch of llama.cpp's
 NAMES = {
@@ -157,13 +162,15 @@ def llama(path: Path, ids: list[list[int]], threads: int) -> dict[str, Any]:
         return [np.array(row[:width], np.float32) for row in rows]
 
     encode(ids[:1])
-    start = time.perf_counter()
-    rows = [row for i in range(0, len(ids), SEQUENCES) for row in encode(ids[i : i + SEQUENCES])]
-    took = time.perf_counter() - start
+    rows, rates = [], []
+    for i in range(0, len(ids), SEQUENCES):
+        start = time.perf_counter()
+        rows += encode(ids[i : i + SEQUENCES])
+        rates.append(sum(map(len, ids[i : i + SEQUENCES])) / (time.perf_counter() - start))
     pair = time.perf_counter()
     encode(ids[:2])
     return {
-        "tokens/s": sum(map(len, ids)) / took,
+        "tokens/s": rates,
         "pair": 1e3 * (time.perf_counter() - pair),
         "rss": peak_rss(),
         "rows": np.array(rows),
@@ -183,15 +190,17 @@ def rwkv_pip(path: Path, dtype: str, ids: list[list[int]], threads: int) -> dict
     kind = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     model = RWKV(str(path.with_suffix("")), strategy=f"cpu {kind}", verbose=False)
     model.forward(ids[0], None)
-    start = time.perf_counter()
-    for sequence in ids:
-        model.forward(sequence, None)
-    took = time.perf_counter() - start
+    rates = []
+    for i in range(0, len(ids), SEQUENCES):
+        start = time.perf_counter()
+        for sequence in ids[i : i + SEQUENCES]:
+            model.forward(sequence, None)
+        rates.append(sum(map(len, ids[i : i + SEQUENCES])) / (time.perf_counter() - start))
     pair = time.perf_counter()
     model.forward(ids[0], None)
     model.forward(ids[1], None)
     return {
-        "tokens/s": sum(map(len, ids)) / took,
+        "tokens/s": rates,
         "pair": 1e3 * (time.perf_counter() - pair),
         "rss": peak_rss(),
     }
@@ -216,36 +225,46 @@ def cosine(path: Path, rows: np.ndarray, ids: list[list[int]]) -> float:
     return float((ours * rows / np.linalg.norm(rows, axis=1, keepdims=True)).sum(1).min())
 
 
-def report(size: Size, path: Path, count: int, threads: int, ours: dict[str, float]) -> None:
-    """A line for each peer; `ours` are our tokens per second by dtype, over all blocks."""
-    from cpu import apart, line, sentences
+def measure(turns: Turns) -> dict[str, dict[str, Any]]:
+    """Every peer that is here, in this dtype and over all blocks; ours takes a turn after each."""
+    from cpu import apart, sentences
 
-    ids = sentences(count, size.V)
+    size, path, dtype = turns.size, turns.path, turns.dtype
+    ids = sentences(max(turns.count, 2 * SEQUENCES), size.V)
+    kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    gguf_file, torch_file = path.with_suffix(f".{kind}.gguf"), path.with_suffix(".pth")
 
-    def show(name: str, dtype: str, measure: Any, *args: Any) -> None:
+    def run_llama() -> dict[str, Any]:
+        write_gguf(gguf_file, size, kind)
+        found = apart(llama, gguf_file, ids, turns.threads)
+        return found | {"cosine": apart(cosine, path, found["rows"], ids)}
+
+    def run_rwkv() -> dict[str, Any]:
+        write_pth(torch_file, size)
+        return apart(rwkv_pip, torch_file, dtype, ids, turns.threads)
+
+    peers = {}
+    for name, run in ((f"llama.cpp {kind}", run_llama), (f"rwkv {dtype}", run_rwkv)):
         try:
-            r = apart(measure, *args)
+            peers[name] = run()
         except ImportError as error:
             print(f"{name}: left out, {error}")
-            return
-        ratio = f"we are {ours[dtype] / r['tokens/s']:.1f} times faster"
-        if "rows" in r:
-            ratio += f", cosine {apart(cosine, path, r['rows'], ids):.5f}"
-        rate, pair = f"{r['tokens/s']:.1f}", f"{r['pair']:.0f}"
-        line(f"{name}, {size.L} blocks", rate, "", "", "", "", pair, f"{r['rss']:.2f}", ratio)
+            continue
+        rates = " ".join(f"{rate:.1f}" for rate in peers[name]["tokens/s"])
+        print(f"    {name}, {size.L} blocks: {rates} tokens/s, a pair {peers[name]['pair']:.0f} ms")
+        turns.take()
+    return peers
 
-    for kind, dtype in (("BF16", "bfloat16"), ("F32", "float32")):
-        file = path.with_suffix(f".{kind}.gguf")
-        try:
-            write_gguf(file, size, kind)
-        except ImportError as error:
-            print(f"llama.cpp: left out, {error}")
-            break
-        show(f"llama.cpp {kind}", dtype, llama, file, ids, threads)
-    try:
-        write_pth(path.with_suffix(".pth"), size)
-    except ImportError as error:
-        print(f"rwkv: left out, {error}")
-        return
-    for dtype in ("bfloat16", "float32"):
-        show(f"rwkv {dtype}", dtype, rwkv_pip, path.with_suffix(".pth"), dtype, ids, threads)
+
+def report(turns: Turns, peers: dict[str, dict[str, Any]]) -> None:
+    """A line for each, best against best."""
+    from cpu import line
+
+    for name, r in peers.items():
+        rate, median = max(r["tokens/s"]), statistics.median(r["tokens/s"])
+        ratio = f"we are {turns.best() / rate:.1f} times faster"
+        if "cosine" in r:
+            ratio += f", cosine {r['cosine']:.5f}"
+        counted = f"{median:.1f} of {len(r['tokens/s'])}"
+        cells = [f"{rate:.1f}", counted, *4 * [""], f"{r['pair']:.0f}", "", f"{r['rss']:.2f}"]
+        line(f"{name}, {turns.size.L} blocks", *cells, ratio)
