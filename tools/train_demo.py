@@ -1,6 +1,6 @@
 """Trains the demo model: RWKV-6 on the prepared corpora, with a sentence objective besides.
 
-    python tools/train_demo.py PREPARED OUT --steps 4000
+    python tools/train_demo.py PREPARED OUT --steps 2000
 
 Every step takes language modelling windows and sentence triples. The sentence objective works on
 the mean of what enters block 0, the normalised embeddings, and has two parts. Contrast: of all
@@ -287,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prepared", type=Path, help="prepared.npz.xz of prepare_demo.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seconds", type=float, help="as many steps as will take about so long")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
