@@ -1,28 +1,32 @@
 """How fast RWKV-6 runs on this CPU, beside what the machine could do and what others reach.
 
-    python bench/cpu.py [--sentences 64] [--rounds 3] [--sizes finch,small] [--threads N] [--peers]
+    python bench/cpu.py [--sentences 64] [--turns 3] [--sizes finch,small] [--threads N] [--peers]
 
 Makes random checkpoints (bench/checkpoint.py), draws sentences with MRPC's lengths (2816 of them
 are the whole task, about 76,000 World tokens), and prints tokens and pairs per second, GFLOP/s,
 their share of the rate at which torch's matrix products run in the same shapes (oneDNN and MKL:
 the machine's GEMM ceiling; needs torch), a single pair's latency and peak memory. Every
 measurement has a process of its own, so that its peak memory is its own. --peers adds
-llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py), and takes
-turns with them.
+llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py).
+
+What a program can do shows while nothing disturbs it, as in timeit: neighbours on a shared machine
+only ever take away. So everything is measured once a turn, in --turns turns, and the best of each
+counts; the medians stand beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,9 +40,9 @@ import rwkvsts
 
 SIZES = {"finch": checkpoint.FINCH_1B6, "small": checkpoint.SMALL}
 DTYPES = ("bfloat16", "float32")
-PAIRS = 7  # of which the median is a turn's figure
+PAIRS = 7  # whose median is a turn's figure
 RATES = ("tokens/s", "median", "pairs/s", "GFLOP/s", "ceiling", "share")
-REST = ("pair ms", "median", "RSS GiB", "load s")
+REST = ("pair ms", "median", "RSS GiB")
 
 
 def sentences(count: int, vocabulary: int) -> list[list[int]]:
@@ -49,8 +53,9 @@ def sentences(count: int, vocabulary: int) -> list[list[int]]:
 
 
 def peak_rss() -> float:
-    """GiB that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """GiB that this process ever held. (getrusage's counts what its parent held before exec.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -59,10 +64,8 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def measure(
-    path: Path, dtype: str, blocks: int, count: int, threads: int, rounds: int
-) -> dict[str, Any]:
-    """Tokens per second of `rounds` passes over the sentences, a pair's milliseconds, memory."""
+def measure(path: Path, dtype: str, blocks: int, count: int, threads: int) -> dict[str, Any]:
+    """Tokens per second over `count` sentences, one pair's milliseconds, memory."""
     start = time.perf_counter()
     m = rwkvsts.RWKV6.from_pretrained(
         path, device="cpu", dtype=dtype, tokenizer=None, max_layer=blocks - 1, threads=threads
@@ -70,7 +73,6 @@ def measure(
     loaded = time.perf_counter() - start
     layers = [*range(1, 12, 2)] if blocks == 12 else [blocks - 1]  # the paper's; the last
     ids = sentences(count, m.config.n_vocab)
-    tokens = sum(map(len, ids))
     few = sentences(2 * PAIRS, m.config.n_vocab)
     m.encode_ids(few[:2], layers)
 
@@ -82,7 +84,7 @@ def measure(
     return {
         "device": m.device,
         "load": loaded,
-        "tokens/s": [tokens / seconds(ids) for _ in range(rounds)],
+        "tokens/s": sum(map(len, ids)) / seconds(ids),
         "pair": 1e3 * statistics.median(seconds(few[2 * i : 2 * i + 2]) for i in range(PAIRS)),
         "rss": peak_rss(),
     }
@@ -109,73 +111,89 @@ def ceiling(size: Size, dtype: str, threads: int, rows: int = 1024) -> float:
 
 
 def line(*cells: str) -> None:
-    widths = (45, 10, 14, 9, 9, 9, 8, 9, 12, 9, 6)
+    widths = (31, 10, 9, 9, 9, 9, 8, 9, 8, 9, 40)
     print("".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=False)).rstrip())
 
 
 @dataclass
-class Turns:
-    """All measurements of one size in one dtype; what is reported is the best of each kind.
+class Program:
+    """One row of the table: `run` measures it once."""
 
-    A program's own speed is what it reaches while nothing disturbs it, as in timeit: neighbours on
-    a shared machine only ever take away. So short pieces take turns over the whole run, and
-    everybody's best piece counts; medians stand beside it.
-    """
+    name: str
+    blocks: int
+    run: Callable[[], dict[str, Any]]  # tokens/s, pair, rss; ours also device, load
+    peer: bool = False
+    results: list[dict[str, Any]] = field(default_factory=list)
 
-    size: Size
-    path: Path
-    dtype: str
-    count: int
-    threads: int
-    rounds: int
-    ceiling: float = 0.0
-    ours: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by number of blocks
+    def all(self, what: str) -> list[float]:
+        return [result[what] for result in self.results if what in result]
 
-    def take(self) -> None:
-        """One turn of ours: the products alone, the paper's 12 blocks, all blocks."""
-        try:
-            top = apart(ceiling, self.size, self.dtype, self.threads)
-            print(f"    the products alone: {top / 1e9:.0f} GFLOP/s")
-            self.ceiling = max(top, self.ceiling)
-        except ImportError:
-            pass
-        for blocks in sorted({12, self.size.L}):
-            how = (self.path, self.dtype, blocks, self.count, self.threads, self.rounds)
-            turn = apart(measure, *how)
-            self.ours.setdefault(blocks, []).append(turn)
-            rates = " ".join(f"{rate:.1f}" for rate in turn["tokens/s"])
-            print(f"    a turn, {blocks} blocks: {rates} tokens/s, a pair {turn['pair']:.0f} ms")
 
-    def best(self) -> float:
-        """Tokens per second over all blocks."""
-        return max(max(turn["tokens/s"]) for turn in self.ours[self.size.L])
+def ours(size: Size, path: Path, dtype: str, count: int, threads: int) -> list[Program]:
+    """The 12 blocks that the paper's layers need, and all of them."""
+    return [
+        Program(
+            f"rwkvsts {dtype}, {blocks} blocks",
+            blocks,
+            partial(apart, measure, path, dtype, blocks, count, threads),
+        )
+        for blocks in sorted({12, size.L})
+    ]
 
-    def report(self) -> None:
-        """A line for each number of blocks."""
-        tokens = sum(map(len, sentences(self.count, self.size.V)))
-        line("", *RATES, *REST)
-        for blocks, turns in self.ours.items():
-            rates = [rate for turn in turns for rate in turn["tokens/s"]]
-            flops = max(rates) * blocks * self.size.flop
-            line(
-                f"rwkvsts {self.dtype}, {turns[0]['device'].split(',')[0]}, {blocks} blocks",
-                f"{max(rates):.1f}",
-                f"{statistics.median(rates):.1f} of {len(rates)}",
-                f"{max(rates) * self.count / 2 / tokens:.2f}",
-                f"{flops / 1e9:.0f}",
-                f"{self.ceiling / 1e9:.0f}" if self.ceiling else "?",
-                f"{100 * flops / self.ceiling:.0f} %" if self.ceiling else "?",
-                f"{min(turn['pair'] for turn in turns):.0f}",
-                f"{statistics.median(turn['pair'] for turn in turns):.0f} of {len(turns)}",
-                f"{max(turn['rss'] for turn in turns):.2f}",
-                f"{min(turn['load'] for turn in turns):.1f}",
+
+def take_turns(
+    programs: list[Program], size: Size, dtype: str, threads: int, turns: int
+) -> float | None:
+    """Measure every program `turns` times in turn; the best rate of the products alone, FLOP/s."""
+    tops, running = [], list(programs)
+    for _ in range(turns):
+        with suppress(ImportError):
+            tops.append(apart(ceiling, size, dtype, threads))
+            print(f"    the products alone: {tops[-1] / 1e9:.0f} GFLOP/s")
+        for program in list(running):
+            try:
+                result = program.run()
+            except (ImportError, RuntimeError) as error:
+                if not program.peer:
+                    raise
+                print(f"{program.name}: left out, {error}")
+                running.remove(program)
+                continue
+            program.results.append(result)
+            print(
+                f"    {program.name}: {result['tokens/s']:.1f} tokens/s, "
+                f"a pair {result['pair']:.0f} ms"
             )
+    return max(tops, default=None)
+
+
+def report(programs: list[Program], size: Size, top: float | None, count: int) -> None:
+    """A line for each program."""
+    tokens = sum(map(len, sentences(count, size.V)))
+    own = next(program for program in reversed(programs) if not program.peer).all("tokens/s")
+    line("", *RATES, *REST)
+    for program in programs:
+        if not program.results:
+            continue
+        rates, pairs = program.all("tokens/s"), program.all("pair")
+        best, median = max(rates), statistics.median(rates)
+        flops = best * program.blocks * size.flop
+        cells = [f"{best:.1f}", f"{median:.1f}", f"{best * count / 2 / tokens:.2f}"]
+        cells += [f"{flops / 1e9:.0f}"]
+        cells += [f"{top / 1e9:.0f}", f"{100 * flops / top:.0f} %"] if top else ["?", "?"]
+        cells += [f"{min(pairs):.0f}", f"{statistics.median(pairs):.0f}"]
+        cells += [f"{max(program.all('rss')):.2f}"]
+        if program.peer:
+            cells += [f"we {max(own) / best:.1f}x, median {statistics.median(own) / median:.1f}x"]
+        else:
+            cells += [f"load {min(program.all('load')):.1f} s, {program.results[0]['device']}"]
+        line(program.name, *cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sentences", type=int, default=64, help="of a round")
-    parser.add_argument("--rounds", type=int, default=3, help="of a turn")
+    parser.add_argument("--sentences", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sizes", default="finch,small")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", action="store_true", help="also measure other programs")
@@ -190,12 +208,15 @@ def main() -> None:
         path = args.folder / f"{name}.safetensors"
         checkpoint.write(path, size)
         for dtype in DTYPES:
-            print(f"\n{size.name}, {dtype}, {args.threads} threads")
-            turns = Turns(size, path, dtype, args.sentences, args.threads, args.rounds)
-            turns.take()
-            peers = cpu_peers.measure(turns) if args.peers else {}
-            turns.report()
-            cpu_peers.report(turns, peers)
+            print(f"\n{size.name}, {dtype}, {args.threads} threads, {args.sentences} sentences")
+            what = (size, path, dtype, args.sentences, args.threads)
+            programs = ours(*what)
+            if args.peers:
+                programs += cpu_peers.programs(*what)
+            top = take_turns(programs, size, dtype, args.threads, args.turns)
+            report(programs, size, top, args.sentences)
+            if args.peers:
+                cpu_peers.compare(programs, *what)
 
 
 if __name__ == "__main__":

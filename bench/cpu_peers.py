@@ -4,14 +4,12 @@
                        sequences in a batch; all blocks, as it cannot stop earlier
     rwkv               the official package, one sentence a call; all blocks and the head
 
-What is not installed is left out, saying so. A rate is that of a batch of 32 sequences; the
-best counts, as with ours. Rescaling is off, so llama.cpp's rows can be compared with ours: the
-cosine printed beside it shows that both computed the same thing.
+What is not installed is left out, saying so. Rescaling is off, so llama.cpp's rows can be compared
+with ours: the cosine printed at the end shows that both computed the same thing.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from checkpoint import Size
 import rwkvsts
 
 if TYPE_CHECKING:
-    from cpu import Turns
+    from cpu import Program
 
 SEQUENCES = 32  # in one batch of llama.cpp's
 NAMES = {
@@ -162,15 +160,13 @@ def llama(path: Path, ids: list[list[int]], threads: int) -> dict[str, Any]:
         return [np.array(row[:width], np.float32) for row in rows]
 
     encode(ids[:1])
-    rows, rates = [], []
-    for i in range(0, len(ids), SEQUENCES):
-        start = time.perf_counter()
-        rows += encode(ids[i : i + SEQUENCES])
-        rates.append(sum(map(len, ids[i : i + SEQUENCES])) / (time.perf_counter() - start))
+    start = time.perf_counter()
+    rows = [row for i in range(0, len(ids), SEQUENCES) for row in encode(ids[i : i + SEQUENCES])]
+    took = time.perf_counter() - start
     pair = time.perf_counter()
     encode(ids[:2])
     return {
-        "tokens/s": rates,
+        "tokens/s": sum(map(len, ids)) / took,
         "pair": 1e3 * (time.perf_counter() - pair),
         "rss": peak_rss(),
         "rows": np.array(rows),
@@ -190,17 +186,15 @@ def rwkv_pip(path: Path, dtype: str, ids: list[list[int]], threads: int) -> dict
     kind = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     model = RWKV(str(path.with_suffix("")), strategy=f"cpu {kind}", verbose=False)
     model.forward(ids[0], None)
-    rates = []
-    for i in range(0, len(ids), SEQUENCES):
-        start = time.perf_counter()
-        for sequence in ids[i : i + SEQUENCES]:
-            model.forward(sequence, None)
-        rates.append(sum(map(len, ids[i : i + SEQUENCES])) / (time.perf_counter() - start))
+    start = time.perf_counter()
+    for sequence in ids:
+        model.forward(sequence, None)
+    took = time.perf_counter() - start
     pair = time.perf_counter()
     model.forward(ids[0], None)
     model.forward(ids[1], None)
     return {
-        "tokens/s": rates,
+        "tokens/s": sum(map(len, ids)) / took,
         "pair": 1e3 * (time.perf_counter() - pair),
         "rss": peak_rss(),
     }
@@ -225,46 +219,36 @@ def cosine(path: Path, rows: np.ndarray, ids: list[list[int]]) -> float:
     return float((ours * rows / np.linalg.norm(rows, axis=1, keepdims=True)).sum(1).min())
 
 
-def measure(turns: Turns) -> dict[str, dict[str, Any]]:
-    """Every peer that is here, in this dtype and over all blocks; ours takes a turn after each."""
-    from cpu import apart, sentences
+def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> list[Program]:
+    """Both in this dtype, over all blocks; their files are written at their first turn."""
+    from cpu import Program, apart, sentences
 
-    size, path, dtype = turns.size, turns.path, turns.dtype
-    ids = sentences(max(turns.count, 2 * SEQUENCES), size.V)
+    ids = sentences(count, size.V)
     kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    gguf_file, torch_file = path.with_suffix(f".{kind}.gguf"), path.with_suffix(".pth")
 
     def run_llama() -> dict[str, Any]:
-        write_gguf(gguf_file, size, kind)
-        found = apart(llama, gguf_file, ids, turns.threads)
-        return found | {"cosine": apart(cosine, path, found["rows"], ids)}
+        file = path.with_suffix(f".{kind}.gguf")
+        write_gguf(file, size, kind)
+        return apart(llama, file, ids, threads)
 
     def run_rwkv() -> dict[str, Any]:
-        write_pth(torch_file, size)
-        return apart(rwkv_pip, torch_file, dtype, ids, turns.threads)
+        file = path.with_suffix(".pth")
+        write_pth(file, size)
+        return apart(rwkv_pip, file, dtype, ids, threads)
 
-    peers = {}
-    for name, run in ((f"llama.cpp {kind}", run_llama), (f"rwkv {dtype}", run_rwkv)):
-        try:
-            peers[name] = run()
-        except ImportError as error:
-            print(f"{name}: left out, {error}")
-            continue
-        rates = " ".join(f"{rate:.1f}" for rate in peers[name]["tokens/s"])
-        print(f"    {name}, {size.L} blocks: {rates} tokens/s, a pair {peers[name]['pair']:.0f} ms")
-        turns.take()
-    return peers
+    return [
+        Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True),
+        Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True),
+    ]
 
 
-def report(turns: Turns, peers: dict[str, dict[str, Any]]) -> None:
-    """A line for each, best against best."""
-    from cpu import line
+def compare(
+    programs: list[Program], size: Size, path: Path, dtype: str, count: int, threads: int
+) -> None:
+    """The lowest cosine of rows that a peer returned to ours in float32."""
+    from cpu import apart, sentences
 
-    for name, r in peers.items():
-        rate, median = max(r["tokens/s"]), statistics.median(r["tokens/s"])
-        ratio = f"we are {turns.best() / rate:.1f} times faster"
-        if "cosine" in r:
-            ratio += f", cosine {r['cosine']:.5f}"
-        counted = f"{median:.1f} of {len(r['tokens/s'])}"
-        cells = [f"{rate:.1f}", counted, *4 * [""], f"{r['pair']:.0f}", "", f"{r['rss']:.2f}"]
-        line(f"{name}, {turns.size.L} blocks", *cells, ratio)
+    for program in programs:
+        if program.results and "rows" in program.results[0]:
+            lowest = apart(cosine, path, program.results[0]["rows"], sentences(count, size.V))
+            print(f"lowest cosine of {program.name} to ours in float32: {lowest:.5f}")

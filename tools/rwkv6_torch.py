@@ -220,7 +220,7 @@ class Block(nn.Module):
 
 
 class RWKV6(nn.Module):
-    """The stack with its head; `stream` yields the residual stream after every block."""
+    """The stack with its head; `stream` is the residual stream before block 0 and after each."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ WARM_UP = 0.03  # share of the steps
 AVERAGE = 0.995  # of the weights, a step
 SEQUENCES, TRIPLES = 64, 768  # of a batch
 SEGMENT = 32  # tokens of a window whose mean the blocks shall keep
-KEEP_WEIGHT = 0.5  # of the blocks' turning of the means; at 4 layer 11 keeps all, at a cost in bits
+KEEP_WEIGHT = 0.5  # at 4 layer 11 keeps nearly all, for 0.05 bits a byte
 TEMPERATURE = 0.05
 THIRD_WEIGHT = 0.5  # of a third in the contrast; a positive of another anchor weighs 1
 ORDER_WEIGHT, ORDER_TEMPERATURE = 3.0, 0.07
@@ -249,7 +249,7 @@ def bits_per_byte(model: RWKV6, prepared: dict[str, np.ndarray], device: str) ->
 
 @torch.no_grad()
 def development(model: RWKV6, path: Path, device: str) -> dict[str, list[float]]:
-    """Spearman before block 0 and after every block, by set of development pairs."""
+    """Spearman by set of development pairs: before block 0, then after every block."""
     scores = {}
     with np.load(path) as file:
         arrays = dict(file)
