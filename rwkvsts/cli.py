@@ -191,7 +191,8 @@ def run_embed(args: argparse.Namespace) -> None:
         raise DataError(f"--out: {args.out} is {what}; give the name of a .npy file")
     _check_writable(args.out.parent)
     with _opened(args.file) as file:
-        if args.file != "-" and args.out.exists() and args.out.samefile(args.file):
+        name = "/dev/stdin" if args.file == "-" else args.file
+        if args.out.exists() and args.out.samefile(name):
             raise DataError(f"--out: {args.out} is the file of texts; give another name")
         count = sum(1 for _ in _texts(file, args.file))
         if count == 0:

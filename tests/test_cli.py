@@ -128,6 +128,15 @@ def test_embed_one_layer_and_standard_input(
     assert stand.asked["max_layer"] is None
 
 
+def test_embed_does_not_replace_what_standard_input_reads(texts: Path) -> None:
+    before = texts.read_bytes()
+    with texts.open("rb") as stdin:
+        command = [sys.executable, "-m", "rwkvsts", "embed", "-", "--out", str(texts)]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True)
+    assert done.returncode == 1 and "is the file of texts" in done.stderr
+    assert texts.read_bytes() == before
+
+
 def test_embed_reads_a_pipe(texts: Path, tmp_path: Path, stand: type[Stand]) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "x.npy"
     os.mkfifo(pipe)
