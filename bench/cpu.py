@@ -1,13 +1,15 @@
 """How fast RWKV-6 runs on this CPU, beside what the machine could do and what others reach.
 
-    python bench/cpu.py [--sentences 64] [--turns 3] [--sizes finch,small] [--threads N] [--peers]
+    python bench/cpu.py [--sentences 64] [--turns 3] [--sizes finch,small] [--threads N]
+                        [--peers] [--check]
 
 Makes random checkpoints (bench/checkpoint.py), draws sentences with MRPC's lengths (2816 of them
 are the whole task, about 76,000 World tokens), and prints tokens and pairs per second, GFLOP/s,
 their share of the rate at which torch's matrix products run in the same shapes (oneDNN and MKL:
 the machine's GEMM ceiling; needs torch), a single pair's latency and peak memory. Every
 measurement has a process of its own, so that its peak memory is its own. --peers adds
-llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py).
+llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py); --check
+compares every layer with the float64 reference.
 
 What a program can do shows while nothing disturbs it, as in timeit: neighbours on a shared machine
 only ever take away. So everything is measured once a turn, in --turns turns, and the best of each
@@ -31,6 +33,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import check
 import checkpoint
 import cpu_peers
 import numpy as np
@@ -108,6 +111,15 @@ def ceiling(size: Size, dtype: str, threads: int, rows: int = 1024) -> float:
                 torch.nn.functional.linear(inputs[w.shape[1]], w)
             best = min(best, time.perf_counter() - start)
     return 2.0 * rows * sum(n * k for n, k in shapes) / best
+
+
+def compare(size: Size, path: Path, dtype: str, threads: int) -> None:
+    """Every layer against float64, three sentences."""
+    m = rwkvsts.RWKV6.from_pretrained(
+        path, device="cpu", dtype=dtype, tokenizer=None, threads=threads
+    )
+    ids = [np.array(one) for one in sentences(3, size.V)]
+    check.against_float64(m, dict(checkpoint.tensors(size)), ids)
 
 
 def line(*cells: str) -> None:
@@ -197,6 +209,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="finch,small")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", action="store_true", help="also measure other programs")
+    parser.add_argument("--check", action="store_true", help="also compare with float64")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rwkvsts-bench"
     )
@@ -217,6 +230,8 @@ def main() -> None:
             report(programs, size, top, args.sentences)
             if args.peers:
                 cpu_peers.compare(programs, *what)
+            if args.check:
+                apart(compare, size, path, dtype, args.threads)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
-from pathlib import Path
 
+import check
 import checkpoint
 import cuda_peers
 import numpy as np
@@ -74,30 +73,6 @@ def pair_seconds(m: RWKV6, ids: list[np.ndarray], pairs: int = 200) -> tuple[flo
     return statistics.median(times), statistics.quantiles(times, n=10)[-1]
 
 
-def check_reference(m: RWKV6, tensors: dict[str, np.ndarray], ids: list[np.ndarray]) -> None:
-    """Cosine of every layer with float64, the lowest over the sentences."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import reference
-
-    weights = {
-        name: (a.astype(np.uint32) << 16).view(np.float32)
-        for name, a in tensors.items()
-        if name not in ("emb.weight", "head.weight")
-    }
-    table = (tensors["emb.weight"].astype(np.uint32) << 16).view(np.float32)
-    rows = np.concatenate(ids)
-    weights["emb.weight"] = table[rows]
-    found = m.encode_ids(ids, [*range(BLOCKS), "final"])
-    at, lowest = 0, np.ones(BLOCKS + 1)
-    for s, sequence in enumerate(ids):
-        hidden, _ = reference.forward(weights, list(range(at, at + len(sequence))))
-        at += len(sequence)
-        right = hidden.mean(1)
-        norms = np.linalg.norm(right, axis=-1) * np.linalg.norm(found[s], axis=-1)
-        lowest = np.minimum(lowest, (right * found[s]).sum(-1) / norms)
-    print("lowest cosine to float64 by layer:", " ".join(f"{c:.6f}" for c in lowest))
-
-
 def check_bits(m: RWKV6, ids: list[np.ndarray], repeats: int) -> None:
     """Embeddings over random batchings and repeats, compared as bytes."""
     rng = np.random.default_rng(0)
@@ -139,7 +114,7 @@ def main() -> None:
     print(f"a pair: {1e3 * median:.3f} ms, 90 % within {1e3 * slow:.3f} ms")
     if args.check:
         check_bits(m, ids, 100)
-        check_reference(m, tensors, ids[:3])
+        check.against_float64(m, tensors, ids[:3])
     if args.sweep:
         for batch_tokens in (2112, 4224, 8448, 12672, 16896, 33792):
             swept = tokens / seconds(m, ids, 3, batch_tokens)

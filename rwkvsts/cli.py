@@ -240,6 +240,8 @@ def _embed(
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     """The file of texts, at its start; a pipe is copied to disk first, because it is read twice."""
+    if name == "-" and sys.stdin is None:
+        raise DataError("-: standard input is closed; give a file or pipe texts in")
     try:
         source = sys.stdin.buffer if name == "-" else open(name, "rb")  # noqa: SIM115
     except OSError as error:

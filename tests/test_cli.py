@@ -137,6 +137,14 @@ def test_embed_does_not_replace_what_standard_input_reads(texts: Path) -> None:
     assert texts.read_bytes() == before
 
 
+def test_embed_says_that_standard_input_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    status, error = fails(capsys, "embed", "-", "--out", str(tmp_path / "x.npy"))
+    assert status == 1 and "standard input is closed" in error
+
+
 def test_embed_reads_a_pipe(texts: Path, tmp_path: Path, stand: type[Stand]) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "x.npy"
     os.mkfifo(pipe)

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from assemble_demo import write_random
 from numpy.typing import NDArray
+from prepare_demo import DEVELOPMENT
 
 from rwkvsts import RWKV6, baselines, datasets, evaluate
 
-DEVELOPMENT = (("mrpc", "train[1000:]"), ("stsb", "train"), ("sick", "train"))
 SEEDS = (101, 102, 103, 104, 105)
 RESAMPLES = 10_000
 TASKS = (

@@ -39,7 +39,7 @@ EMBEDDING_RATE = 0.03  # times the others': rows stay small, so that the first n
 WARM_UP = 0.03  # share of the steps
 AVERAGE = 0.995  # of the weights, a step
 SEQUENCES, TRIPLES = 64, 768  # of a batch
-SEGMENT = 32  # tokens of a window whose mean the blocks shall keep
+SEGMENT = 32  # tokens whose mean the blocks shall keep; divides WINDOW
 KEEP_WEIGHT = 0.5  # at 4 layer 11 keeps nearly all, for 0.05 bits a byte
 TEMPERATURE = 0.05
 THIRD_WEIGHT = 0.5  # of a third in the contrast; a positive of another anchor weighs 1
@@ -189,8 +189,8 @@ def backward(model: RWKV6, data: Data) -> dict[str, Tensor]:
     return {"lm_nats": language, "keep": kept, "contrast": contrasted, "order": ordered}
 
 
-def train(model: RWKV6, data: Data, steps: int, log: Callable, keep: Callable) -> RWKV6:
-    """Train; returns the moving average of the weights, handed to `keep` on the way, too."""
+def train(model: RWKV6, data: Data, steps: int, log: Callable, store: Callable) -> RWKV6:
+    """Train; returns the moving average of the weights, handed to `store` on the way, too."""
     optimizer = optimizer_for(model)
     average = copy.deepcopy(model).requires_grad_(False)
     pairs = list(zip(average.parameters(), model.parameters(), strict=True))
@@ -208,7 +208,7 @@ def train(model: RWKV6, data: Data, steps: int, log: Callable, keep: Callable) -
             values = {name: round(loss.item(), 4) for name, loss in losses.items()}
             log({"step": step, "seconds": round(time.monotonic() - begin, 1)} | values)
         if step == int(0.6 * steps) or step == steps - 1:
-            keep(average)
+            store(average)
     return average
 
 
