@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, batch
-from .checkpoint import Checkpoint, open_checkpoint
 from .device import choose, cuda_library, threads_here
 from .errors import CheckpointError
-from .hub import fetch, resolve
+from .files.checkpoint import Checkpoint, open_checkpoint
+from .files.hub import fetch, resolve
 from .progress import bar
 from .tokenizer import Tokenizer, load
 

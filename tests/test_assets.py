@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkvsts import RWKV6, baselines, datasets, evaluate
+from rwkvsts import RWKV6
+from rwkvsts.data import datasets
+from rwkvsts.study import baselines, statistics
 
 ASSETS = Path(__file__).resolve().parents[1] / "rwkvsts" / "assets"
 DEMO = ASSETS / "demo"
@@ -133,7 +135,7 @@ def figures(name: str) -> list[float]:
 def test_card_tells_what_the_package_computes(model: RWKV6, layer: int) -> None:
     pairs = datasets.load("demo")
     first, second = (model.encode(s, layers=layer) for s in (pairs.sentence1, pairs.sentence2))
-    value = evaluate.spearman(evaluate.cosine(first, second), pairs.label, resamples=1).value
+    value = statistics.spearman(statistics.cosine(first, second), pairs.label, resamples=1).value
     # 5e-4 for the card's three digits; instruction sets differ in rounding, which swaps near ties.
     assert value == pytest.approx(figures(f"trained, layer {layer}")[0], abs=2e-3)
 
@@ -141,18 +143,19 @@ def test_card_tells_what_the_package_computes(model: RWKV6, layer: int) -> None:
 def test_card_tells_the_controls() -> None:
     pairs = datasets.load("demo")
     overlap = baselines.word_overlap(pairs.sentence1, pairs.sentence2)
-    value = evaluate.spearman(overlap, pairs.label, resamples=1).value
+    value = statistics.spearman(overlap, pairs.label, resamples=1).value
     assert value == pytest.approx(figures("word overlap")[0], abs=6e-4)
     texts = pairs.sentence1 + pairs.sentence2
     vectors = baselines.load_vectors(datasets.asset("glove.demo.50d.txt.gz"), texts)
     means = (vectors.average(s, baselines.split_words) for s in (pairs.sentence1, pairs.sentence2))
-    value = evaluate.spearman(evaluate.cosine(*means), pairs.label, resamples=1).value
+    value = statistics.spearman(statistics.cosine(*means), pairs.label, resamples=1).value
     assert value == pytest.approx(figures("GloVe, words split")[0], abs=6e-4)
 
 
 def test_demo_loads_away_from_the_checkout(tmp_path: Path) -> None:
     program = (
-        "from rwkvsts import RWKV6, datasets; m = RWKV6.from_pretrained('demo', device='cpu');"
+        "from rwkvsts import RWKV6; from rwkvsts.data import datasets;"
+        "m = RWKV6.from_pretrained('demo', device='cpu');"
         "print(m.encode('Rates rose.', layers=[3]).shape, len(datasets.load('demo')) > 0)"
     )
     done = subprocess.run(

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkvsts import baselines, datasets, evaluate
+from rwkvsts.data import datasets
 from rwkvsts.errors import DataError
+from rwkvsts.study import baselines, statistics
 
 ROWS = ["the 1 0 2", "cat 0 3 1", ". 4 0 0", "sat 0 0 5", "dog 7 7 7"]
 
@@ -111,13 +112,13 @@ def test_controls_on_real_data(
     assert vectors.file_rows == 14139
 
     def rho(scores: np.ndarray) -> float:
-        return evaluate.spearman(scores, pairs.label, resamples=1).value
+        return statistics.spearman(scores, pairs.label, resamples=1).value
 
     assert round(rho(baselines.word_overlap(pairs.sentence1, pairs.sentence2)), 4) == overlap
     a, b = (vectors.average(s, baselines.split_words) for s in (pairs.sentence1, pairs.sentence2))
-    assert round(rho(evaluate.cosine(a, b)), 4) == split_way
+    assert round(rho(statistics.cosine(a, b)), 4) == split_way
     a, b = vectors.average(pairs.sentence1), vectors.average(pairs.sentence2)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     assert round(rho((a * b).sum(axis=1) / (norms + 1e-9)), 4) == paper
     ties = {("stsb", "test"): 0.2866, ("sick-2014", "test"): 0.5286}
-    assert round(rho(evaluate.cosine(a, b)), 4) == ties.get((name, split), paper)
+    assert round(rho(statistics.cosine(a, b)), 4) == ties.get((name, split), paper)

@@ -30,9 +30,9 @@ from makecheckpoint import (
     write_torch,
 )
 
-from rwkvsts.checkpoint import Checkpoint, TensorInfo, canonical_name, open_checkpoint
 from rwkvsts.errors import CheckpointError
-from rwkvsts.hub import resolve
+from rwkvsts.files.checkpoint import Checkpoint, TensorInfo, canonical_name, open_checkpoint
+from rwkvsts.files.hub import resolve
 
 RNG = np.random.default_rng(6)
 ARRAYS = {

@@ -25,7 +25,8 @@ from scipy.stats import spearmanr
 from tinymodel import random_weights
 
 import rwkvsts
-from rwkvsts import RWKV6, DataError, cli, datasets, study
+from rwkvsts import RWKV6, DataError, cli, study
+from rwkvsts.data import datasets
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 

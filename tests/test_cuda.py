@@ -19,9 +19,10 @@ import reference
 from makecheckpoint import bf16
 from tinymodel import error, load, random_ids, random_weights
 
-from rwkvsts import RWKV6, DeviceError, datasets
+from rwkvsts import RWKV6, DeviceError
+from rwkvsts.data import datasets
 from rwkvsts.device import query_cuda
-from rwkvsts.evaluate import cosine, spearman
+from rwkvsts.study.statistics import cosine, spearman
 
 pytestmark = pytest.mark.gpu
 

@@ -18,7 +18,7 @@ import pytest
 from hubserver import Repo, serve
 from huggingface_hub import constants
 
-from rwkvsts import datasets
+from rwkvsts.data import datasets
 from rwkvsts.errors import DataError, HubError
 
 MRPC_HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"

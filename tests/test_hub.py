@@ -16,9 +16,9 @@ from makecheckpoint import bf16, hf_names, write_safetensors, write_sharded, wri
 from tinymodel import random_weights
 
 from rwkvsts import RWKV6
-from rwkvsts.checkpoint import open_checkpoint
 from rwkvsts.errors import CheckpointError, HubError
-from rwkvsts.hub import Source, resolve
+from rwkvsts.files.checkpoint import open_checkpoint
+from rwkvsts.files.hub import Source, resolve
 
 OLD, NEW = "a" * 40, "b" * 40
 VOCABULARY = "rwkv_vocab_v20230424.txt"

@@ -41,8 +41,8 @@ TINY = ["tiny6v0_1m_blinkdl_bf16.pth", "tiny6v0_1m_hf_bf16.bin", "tiny6v0_1m_hf_
 @pytest.mark.parametrize("name", TINY)
 def test_logits_of_the_tiny_model(shared: Path, name: str) -> None:
     """rwkv.cpp publishes 256 logits after the prompt '"in'; the head is applied here."""
-    from rwkvsts.checkpoint import open_checkpoint
-    from rwkvsts.hub import resolve
+    from rwkvsts.files.checkpoint import open_checkpoint
+    from rwkvsts.files.hub import resolve
 
     path = shared / "rwkv" / name
     m = RWKV6.from_pretrained(path, device="cpu", dtype="float32", tokenizer="bytes")

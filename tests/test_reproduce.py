@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from rwkvsts import RWKV6, HubError
-from rwkvsts.checkpoint import open_checkpoint
-from rwkvsts.hub import resolve
+from rwkvsts.files.checkpoint import open_checkpoint
+from rwkvsts.files.hub import resolve
 from rwkvsts.study import Study, StudyConfig, run
 
 TOLERANCE = 0.01

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from rwkvsts import datasets, evaluate, report, study
+from rwkvsts.data import datasets
+from rwkvsts.study import cost, experiment, report, statistics
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -61,22 +62,22 @@ def glove(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> BagOfWords:
     fake = BagOfWords()
-    monkeypatch.setattr(study, "open_model", lambda config, tokenizer: fake)
+    monkeypatch.setattr(experiment, "open_model", lambda config, tokenizer: fake)
     monkeypatch.setattr(
         datasets, "load", lambda name, split, *_, **__: made_up_pairs(60, name, split or "all")
     )
     return fake
 
 
-def config(glove: Path | None, **change: Any) -> study.StudyConfig:
-    base = study.StudyConfig(
+def config(glove: Path | None, **change: Any) -> experiment.StudyConfig:
+    base = experiment.StudyConfig(
         model="made/up", task="mrpc", glove=glove, resamples=50, timed_pairs=2, layers=(1, 3)
     )
     return dataclasses.replace(base, **change)
 
 
 def test_each_row_scores_its_own_pairs_and_layer(model: BagOfWords, glove: Path) -> None:
-    table = study.run(config(glove, layers=(3, 1, "final")))
+    table = experiment.run(config(glove, layers=(3, 1, "final")))
     pairs = made_up_pairs()
     expected = {}
     for layer in (3, 1, 99):
@@ -98,16 +99,16 @@ def test_each_row_scores_its_own_pairs_and_layer(model: BagOfWords, glove: Path)
 def test_a_wrong_pairing_would_show(
     model: BagOfWords, glove: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = [row.spearman for row in study.run(config(glove)).rows]
+    right = [row.spearman for row in experiment.run(config(glove)).rows]
     pairs = made_up_pairs()
     turned = dataclasses.replace(pairs, sentence2=pairs.sentence2[1:] + pairs.sentence2[:1])
     monkeypatch.setattr(datasets, "load", lambda *_, **__: turned)
-    wrong = [row.spearman for row in study.run(config(glove)).rows]
+    wrong = [row.spearman for row in experiment.run(config(glove)).rows]
     assert all(abs(a - b) > 1e-3 for a, b in zip(right, wrong, strict=False))
 
 
 def test_controls_come_first_in_every_split(model: BagOfWords, glove: Path) -> None:
-    table = study.run(config(glove, tokenizers=("world", "gpt2")))
+    table = experiment.run(config(glove, tokenizers=("world", "gpt2")))
     assert [row.split for row in table.rows] == ["train[:1000]"] * 7 + ["validation"] * 7
     for part in (table.rows[:7], table.rows[7:]):
         assert [row.method for row in part[:3]] == ["word overlap", "GloVe", "GloVe, words split"]
@@ -123,7 +124,7 @@ def test_controls_come_first_in_every_split(model: BagOfWords, glove: Path) -> N
 
 
 def test_model_is_asked_as_the_paper_does(model: BagOfWords, glove: Path) -> None:
-    study.run(config(glove, splits=("validation",), timed_pairs=5, pooling="last"))
+    experiment.run(config(glove, splits=("validation",), timed_pairs=5, pooling="last"))
     assert all(c["max_length"] == 128 and c["pooling"] == "last" for c in model.calls)
     single = [c["layers"] for c in model.calls if c["texts"] == 2]
     assert single == [1] * 8 + [3] * 8  # 3 warm-ups and 5 timed, a pair a call, one layer
@@ -136,22 +137,22 @@ def test_a_bad_model_is_told_before_anything_is_computed(
     def refuse(*_: Any) -> None:
         raise ValueError("no model")
 
-    monkeypatch.setattr(study, "open_model", refuse)
-    monkeypatch.setattr(evaluate, "time_pairs", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(experiment, "open_model", refuse)
+    monkeypatch.setattr(cost, "time_pairs", lambda *_, **__: pytest.fail("computed"))
     with pytest.raises(ValueError, match="no model"):
-        study.run(config(glove))
+        experiment.run(config(glove))
 
 
 def test_each_layer_has_its_own_time(
     model: BagOfWords, glove: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def time_pairs(embed: Any, *_: Any, **__: Any) -> evaluate.PairTime:
+    def time_pairs(embed: Any, *_: Any, **__: Any) -> cost.PairTime:
         model.calls.append({"layers": 0})
         embed(["w1", "w2"])
-        return evaluate.PairTime(model.calls[-1]["layers"], 7.0, 2)
+        return cost.PairTime(model.calls[-1]["layers"], 7.0, 2)
 
-    monkeypatch.setattr(evaluate, "time_pairs", time_pairs)
-    table = study.run(config(glove, layers=(5, 3)))
+    monkeypatch.setattr(cost, "time_pairs", time_pairs)
+    table = experiment.run(config(glove, layers=(5, 3)))
     assert [row.ms_per_pair for row in table.rows[1:5]] == [0, 0, 5000, 3000]
     assert {row.ms_per_pair_mean for row in table.rows[1:5]} == {7000}
 
@@ -160,7 +161,7 @@ def test_published_figures_stand_only_beside_the_same_protocol(
     model: BagOfWords, glove: Path
 ) -> None:
     def published(**change: Any) -> dict[tuple[str, Any, str], float]:
-        rows = study.run(config(glove, **change)).rows
+        rows = experiment.run(config(glove, **change)).rows
         return {
             (row.tokenizer or row.method, row.layer, row.split): row.published_spearman
             for row in rows
@@ -184,15 +185,15 @@ def test_published_figures_stand_only_beside_the_same_protocol(
 
 
 def test_published_table_is_the_papers() -> None:
-    assert len(study.PUBLISHED_RWKV) == 12
-    last = study.PUBLISHED_RWKV[11, "validation"]
+    assert len(experiment.PUBLISHED_RWKV) == 12
+    last = experiment.PUBLISHED_RWKV[11, "validation"]
     assert (last.spearman, last.s_per_pair, last.peak_mib) == (0.3073, 0.3288, 3078.44)
-    seven = study.PUBLISHED_RWKV[7, "train[:1000]"]
+    seven = experiment.PUBLISHED_RWKV[7, "train[:1000]"]
     assert (seven.spearman, seven.s_per_pair, seven.peak_mib) == (0.2491, 0.3301, 3078.38)
 
 
 def test_facts_tell_how_to_repeat_the_run(model: BagOfWords, glove: Path) -> None:
-    facts = study.run(config(glove, tokenizers=("world", "gpt2"))).facts
+    facts = experiment.run(config(glove, tokenizers=("world", "gpt2"))).facts
     assert {"cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts", "date"} <= set(
         facts
     )
@@ -205,7 +206,7 @@ def test_facts_tell_how_to_repeat_the_run(model: BagOfWords, glove: Path) -> Non
 
 def test_default_splits() -> None:
     splits = {
-        task: study.splits_of(study.StudyConfig(task=task)) for task in ("mrpc", "stsb", "demo")
+        task: experiment.splits_of(experiment.StudyConfig(task=task)) for task in ("mrpc", "stsb", "demo")
     }
     assert splits == {
         "mrpc": ("train[:1000]", "validation"),
@@ -213,13 +214,13 @@ def test_default_splits() -> None:
         "demo": ("all",),
     }
     # The hub's copy of the 2014 edition is one split; a local folder has the test split.
-    assert study.splits_of(study.StudyConfig(task="sick-2014")) == ("all",)
-    assert study.splits_of(study.StudyConfig(task="sick-2014", data="d")) == ("test",)
+    assert experiment.splits_of(experiment.StudyConfig(task="sick-2014")) == ("all",)
+    assert experiment.splits_of(experiment.StudyConfig(task="sick-2014", data="d")) == ("test",)
 
 
 @pytest.fixture
-def table(model: BagOfWords, glove: Path) -> study.Study:
-    return study.run(config(glove, tokenizers=("world", "gpt2")))
+def table(model: BagOfWords, glove: Path) -> experiment.Study:
+    return experiment.run(config(glove, tokenizers=("world", "gpt2")))
 
 
 def test_graded_labels_have_no_auc(
@@ -228,13 +229,13 @@ def test_graded_labels_have_no_auc(
     pairs = made_up_pairs(name="stsb", split="test")
     graded = dataclasses.replace(pairs, label=np.arange(60.0) % 6)
     monkeypatch.setattr(datasets, "load", lambda *_, **__: graded)
-    table = study.run(config(glove, task="stsb", splits=("test",)))
+    table = experiment.run(config(glove, task="stsb", splits=("test",)))
     assert all(np.isnan(row.auc) for row in table.rows)
     assert "AUC" not in report.text(table)
     assert json.loads(report.to_json(table))["rows"][0]["auc"] is None
 
 
-def test_text_fits_a_terminal_and_agrees_with_the_rows(table: study.Study) -> None:
+def test_text_fits_a_terminal_and_agrees_with_the_rows(table: experiment.Study) -> None:
     lines = report.text(table).split("\n\n")[0].splitlines()
     assert max(map(len, lines)) <= 120
     assert lines[2].strip() == "train[:1000], n = 60"
@@ -243,7 +244,7 @@ def test_text_fits_a_terminal_and_agrees_with_the_rows(table: study.Study) -> No
     assert line.split()[3:5] == ["1", f"{row.spearman:.4f}"]
 
 
-def test_csv_and_json_hold_every_figure(table: study.Study, tmp_path: Path) -> None:
+def test_csv_and_json_hold_every_figure(table: experiment.Study, tmp_path: Path) -> None:
     paths = report.write(table, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == [
         "study.csv",
@@ -265,7 +266,7 @@ def test_csv_and_json_hold_every_figure(table: study.Study, tmp_path: Path) -> N
     assert paths[4].read_bytes().startswith(b"\x89PNG")
 
 
-def test_markdown_and_latex_escape(table: study.Study) -> None:
+def test_markdown_and_latex_escape(table: experiment.Study) -> None:
     odd = dataclasses.replace(table.rows[0], method="a|b_c & 5 %")
     odd_table = dataclasses.replace(table, rows=[odd])
     head, rule, title, row = report.markdown(odd_table).splitlines()[:4]
@@ -287,15 +288,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_plot_draws_what_the_table_says(
-    table: study.Study, monkeypatch: pytest.MonkeyPatch
+    table: experiment.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.figure import Figure
 
-    from rwkvsts import plot
+    from rwkvsts.study import plots
 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    plot.layers(table, "unused.png")
+    plots.layers(table, "unused.png")
     panels = drawn[0].axes
     assert [p.get_title() for p in panels] == ["train[:1000], n = 60", "validation, n = 60"]
     for panel, split in zip(panels, ("train[:1000]", "validation"), strict=True):
@@ -311,8 +312,8 @@ def test_plot_draws_what_the_table_says(
 
 
 def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "open_model", lambda config, tokenizer: BagOfWords())
-    table = study.run(config(shared / "glove" / "glove.6B.50d.part.txt", data=shared, resamples=20))
+    monkeypatch.setattr(experiment, "open_model", lambda config, tokenizer: BagOfWords())
+    table = experiment.run(config(shared / "glove" / "glove.6B.50d.part.txt", data=shared, resamples=20))
     figures = {(r.split, r.method): round(r.spearman, 4) for r in table.rows if r.layer is None}
     assert figures["train[:1000]", "word overlap"] == 0.4031
     assert figures["validation", "word overlap"] == 0.4165
@@ -322,4 +323,4 @@ def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.Mo
     assert overlap.auc == pytest.approx(
         0.5 + overlap.spearman / (2 * 0.8), abs=0.02
     )  # near 0.805 (2 AUC - 1), which ties blur
-    assert evaluate.host_peak_bytes() is None or table.facts["host_peak_mib"] > 10
+    assert statistics.host_peak_bytes() is None or table.facts["host_peak_mib"] > 10

@@ -26,7 +26,9 @@ from assemble_demo import write_random
 from numpy.typing import NDArray
 from prepare_demo import DEVELOPMENT
 
-from rwkvsts import RWKV6, baselines, datasets, evaluate
+from rwkvsts import RWKV6
+from rwkvsts.data import datasets
+from rwkvsts.study import baselines, statistics
 
 SEEDS = (101, 102, 103, 104, 105)
 RESAMPLES = 10_000
@@ -57,7 +59,7 @@ class Table:
 
     def spearman(self, tasks: list[datasets.Pairs], task: int, layer: int) -> float:
         """Spearman at a layer; a model with one layer for all has it at every layer."""
-        return evaluate.spearman(self.at(task, layer), tasks[task].label, resamples=1).value
+        return statistics.spearman(self.at(task, layer), tasks[task].label, resamples=1).value
 
     def at(self, task: int, layer: int) -> Scores:
         """Cosines of a task at a layer."""
@@ -81,7 +83,7 @@ def measure(name: str, source: str, tasks: list[datasets.Pairs], layers: tuple[i
             model.encode(side, layers=layers, show_progress=False)
             for side in (pairs.sentence1, pairs.sentence2)
         )
-        scores.append([evaluate.cosine(first[:, i], second[:, i]) for i in range(len(layers))])
+        scores.append([statistics.cosine(first[:, i], second[:, i]) for i in range(len(layers))])
     return Table(name, scores)
 
 
@@ -100,7 +102,7 @@ def controls(tasks: list[datasets.Pairs]) -> list[str]:
     vectors = baselines.load_vectors(datasets.asset(VECTORS), texts)
     cuts = {"as the paper cuts": baselines.space_words, "words split": baselines.split_words}
     methods = {
-        f"GloVe, {name}": lambda pairs, cut=cut: evaluate.cosine(
+        f"GloVe, {name}": lambda pairs, cut=cut: statistics.cosine(
             vectors.average(pairs.sentence1, cut), vectors.average(pairs.sentence2, cut)
         )
         for name, cut in cuts.items()
@@ -108,7 +110,7 @@ def controls(tasks: list[datasets.Pairs]) -> list[str]:
     methods["word overlap"] = lambda p: baselines.word_overlap(p.sentence1, p.sentence2)
     rows = []
     for name, method in methods.items():
-        values = [evaluate.spearman(method(p), p.label, resamples=1).value for p in tasks]
+        values = [statistics.spearman(method(p), p.label, resamples=1).value for p in tasks]
         rows.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     return rows
 
@@ -132,10 +134,10 @@ def comparison(
         if task == len(TASKS):
             rows.append("| *beside the tasks* | | | | | |")
         score = trained.at(task, layer)
-        own = evaluate.spearman(score, pairs.label, RESAMPLES)
+        own = statistics.spearman(score, pairs.label, RESAMPLES)
         scores = [table.spearman(tasks, task, layer) for table in random]
         gains = [
-            evaluate.spearman_difference(score, table.at(task, layer), pairs.label, RESAMPLES)
+            statistics.spearman_difference(score, table.at(task, layer), pairs.label, RESAMPLES)
             for table in random
         ]
         least = min(gains, key=lambda gain: gain.low)

@@ -81,7 +81,7 @@ def pack_triples(folder: Path, encoder: Encoder, seed: int) -> dict[str, np.ndar
 
 def pack_development(data: Path, encoder: Encoder) -> dict[str, np.ndarray]:
     """The development pairs: for each set ids, one sentence after another, lengths, labels."""
-    from rwkvsts import datasets
+    from rwkvsts.data import datasets
 
     arrays = {}
     for name, split in DEVELOPMENT:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, HubError
+from ..errors import CheckpointError, HubError
 from .layout import MAX_DESCRIPTION_BYTES, refusal, shown
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

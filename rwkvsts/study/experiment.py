@@ -10,25 +10,21 @@ The paper is arXiv 2502.14620, "Exploring RWKV for Sentence Embeddings".
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import baselines, datasets, evaluate
-from .datasets import Pairs
-from .device import query_cuda, threads_here
-from .errors import DeviceError
-from .evaluate import MIB
-from .model import PAPER_LAYERS, RWKV6, Layer
-from .progress import bar
+from ..data import datasets
+from ..data.datasets import Pairs
+from ..model import PAPER_LAYERS, RWKV6, Layer
+from ..progress import bar
+from . import baselines, cost, machine, statistics
+from .cost import MIB
 
 if TYPE_CHECKING:
     import pandas
@@ -207,7 +203,7 @@ def run(config: StudyConfig) -> Study:
     )
     overlap = {p.split: baselines.word_overlap(p.sentence1, p.sentence2) for p in pairs}
     rows: list[Row] = []
-    facts = machine_facts()
+    facts = machine.machine_facts()
     facts["data"] = {p.split: p.source for p in pairs}
     facts["word_vectors"] = {"source": vectors.source, "rows": vectors.file_rows}
     facts["models"] = []
@@ -219,7 +215,7 @@ def run(config: StudyConfig) -> Study:
         # Two models at once would double the memory, on the device as well.
         del model
         gc.collect()
-    facts["host_peak_mib"] = _mib(evaluate.host_peak_bytes())
+    facts["host_peak_mib"] = _mib(cost.host_peak_bytes())
     for split in pairs:
         rows += _control_rows(config, split, vectors, overlap[split.split])
     # Split by split, controls first, else as they came: the sort is stable.
@@ -229,7 +225,7 @@ def run(config: StudyConfig) -> Study:
 
 @dataclass(frozen=True)
 class _Cost:
-    one: evaluate.PairTime
+    one: cost.PairTime
     batched_s: float
     peak_bytes: int
 
@@ -239,13 +235,15 @@ def _row(
     pairs: Pairs,
     scores: NDArray[np.float64],
     overlap: NDArray[np.float64],
-    cost: _Cost,
+    spent: _Cost,
     labels: tuple[str, str | None, Layer | None],
     published: Published | None = None,
 ) -> Row:
     """A line of the table from the scores of all pairs and what they cost."""
-    rho = evaluate.spearman(scores, pairs.label, config.resamples, config.seed)
-    lead = evaluate.spearman_difference(scores, overlap, pairs.label, config.resamples, config.seed)
+    rho = statistics.spearman(scores, pairs.label, config.resamples, config.seed)
+    lead = statistics.spearman_difference(
+        scores, overlap, pairs.label, config.resamples, config.seed
+    )
     method, tokenizer, layer = labels
     return Row(
         method=method,
@@ -256,14 +254,14 @@ def _row(
         spearman=rho.value,
         low=rho.low,
         high=rho.high,
-        auc=evaluate.auc(scores, pairs.label),
+        auc=statistics.auc(scores, pairs.label),
         over_overlap=lead.value,
         over_overlap_low=lead.low,
         over_overlap_high=lead.high,
-        ms_per_pair=1e3 * cost.one.median,
-        ms_per_pair_mean=1e3 * cost.one.mean,
-        ms_per_pair_batched=1e3 * cost.batched_s / len(pairs),
-        peak_mib=cost.peak_bytes / MIB,
+        ms_per_pair=1e3 * spent.one.median,
+        ms_per_pair_mean=1e3 * spent.one.mean,
+        ms_per_pair_batched=1e3 * spent.batched_s / len(pairs),
+        peak_mib=spent.peak_bytes / MIB,
         published_spearman=published.spearman if published else None,
         published_s_per_pair=published.s_per_pair if published else None,
         published_peak_mib=published.peak_mib if published else None,
@@ -280,7 +278,7 @@ def _control_rows(
     baselines.word_overlap(pairs.sentence1, pairs.sentence2)
     seconds = time.perf_counter() - start
     # One pair at a time is how word overlap works anyway.
-    each = evaluate.PairTime(seconds / len(pairs), seconds / len(pairs), len(pairs))
+    each = cost.PairTime(seconds / len(pairs), seconds / len(pairs), len(pairs))
     yield _row(
         config, pairs, overlap, overlap, _Cost(each, seconds, 0), ("word overlap", None, None)
     )
@@ -288,17 +286,17 @@ def _control_rows(
         ("GloVe", baselines.space_words),
         ("GloVe, words split", baselines.split_words),
     ):
-        one = evaluate.time_pairs(
+        one = cost.time_pairs(
             lambda texts, words=words: vectors.average(texts, words),  # type: ignore[misc]
             pairs.sentence1,
             pairs.sentence2,
             pairs=len(pairs),
         )
         start = time.perf_counter()
-        scores = evaluate.cosine(
+        scores = statistics.cosine(
             vectors.average(pairs.sentence1, words), vectors.average(pairs.sentence2, words)
         )
-        cost = _Cost(one, time.perf_counter() - start, vectors.table.nbytes)
+        spent = _Cost(one, time.perf_counter() - start, vectors.table.nbytes)
         paper = (
             config.task == "mrpc"
             and config.glove is not None  # the bundled vectors are of another corpus
@@ -306,7 +304,7 @@ def _control_rows(
             and words is baselines.space_words
         )
         published = PUBLISHED_GLOVE.get(pairs.split) if paper else None
-        yield _row(config, pairs, scores, overlap, cost, (name, None, None), published)
+        yield _row(config, pairs, scores, overlap, spent, (name, None, None), published)
 
 
 def _model_rows(
@@ -326,19 +324,19 @@ def _model_rows(
     embeddings = model.encode(texts, layers=layers, **how)  # [2 n, len(layers), C]
     seconds = time.perf_counter() - start
     first, second = embeddings[: len(pairs)], embeddings[len(pairs) :]
-    cost = _Cost(times[0], seconds, model.memory()["peak"])
+    spent = _Cost(times[0], seconds, model.memory()["peak"])
     for i, layer in enumerate(layers):
-        scores = evaluate.cosine(first[:, i], second[:, i])
+        scores = statistics.cosine(first[:, i], second[:, i])
         published = _published(config, model, pairs.split, tokenizer, layer)
         labels = (f"RWKV-6 {config.pooling}", tokenizer, layer)
-        yield _row(config, pairs, scores, overlap, replace(cost, one=times[i]), labels, published)
+        yield _row(config, pairs, scores, overlap, replace(spent, one=times[i]), labels, published)
 
 
 def _time_layers(
     config: StudyConfig, pairs: Pairs, model: RWKV6, how: dict[str, Any]
-) -> list[evaluate.PairTime]:
+) -> list[cost.PairTime]:
     return [
-        evaluate.time_pairs(
+        cost.time_pairs(
             lambda texts, layer=layer: model.encode(  # type: ignore[misc]
                 texts, layers=layer, **how, show_progress=False
             ),
@@ -395,51 +393,9 @@ def _model_facts(model: RWKV6, tokenizer: str) -> dict[str, Any]:
         "dtype": model.dtype,
         "blocks": model.n_blocks,
         "memory": {name: int(size) for name, size in model.memory().items()},
-        "process_gpu_mib": _mib(evaluate.gpu_process_bytes()),
+        "process_gpu_mib": _mib(cost.gpu_process_bytes()),
     }
 
 
 def _mib(size: int | None) -> float | None:
     return None if size is None else size / MIB
-
-
-def machine_facts() -> dict[str, Any]:
-    """Processor, cores, GPU, system, versions and date of this run."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": threads_here(),
-        "gpu": gpu_name(),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "scipy", "rwkvsts")},
-    }
-
-
-def gpu_name() -> str | None:
-    """Name of the first CUDA device; None if there is none to use."""
-    try:
-        return query_cuda().name
-    except DeviceError:
-        return None
-
-
-def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
-    """Version of an installed package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

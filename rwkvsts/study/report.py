@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .study import Row, Study
+from ..files.writing import replacing
+from .experiment import Row, Study
 
 HEADERS = (
     "method",
@@ -66,7 +64,7 @@ def to_json(study: Study) -> str:
 
 def write(study: Study, folder: str | Path) -> list[Path]:
     """Write study.csv, .json, .md, .tex and .png into `folder`, making it; returns the paths."""
-    from . import plot
+    from . import plots
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,20 +78,8 @@ def write(study: Study, folder: str | Path) -> list[Path]:
         with replacing(folder / name) as part:
             part.write_text(content, "utf-8")
     with replacing(folder / "study.png") as part:
-        plot.layers(study, part)
+        plots.layers(study, part)
     return [folder / name for name in [*contents, "study.png"]]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` on success and vanishes on an error or Ctrl-C."""
-    # Beside the target, because a rename is atomic only within one file system.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _tabulate(study: Study, form: str, columns: int = len(HEADERS)) -> str:

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
     MAX_DESCRIPTION_BYTES,

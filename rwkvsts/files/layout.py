@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # Bytes per element. Those of READABLE can be read; the rest may lie in a file beside them.
 ITEM_BYTES = {

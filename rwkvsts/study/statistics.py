@@ -6,18 +6,14 @@ anew in every resample with ties averaged, and that no time includes a warm-up.
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -151,75 +147,3 @@ def _rank_correlation(x: Scores, y: Scores, counts: NDArray[np.int64]) -> Scores
     undefined = np.full_like(covariance, np.nan)
     rho: Scores = np.divide(covariance, np.sqrt(spread), out=undefined, where=spread > 0)
     return rho
-
-
-@dataclass(frozen=True)
-class PairTime:
-    """Seconds for one pair, measured one pair at a time."""
-
-    median: float
-    mean: float
-    pairs: int
-
-
-def time_pairs(
-    embed: Callable[[list[str]], ArrayLike],
-    sentence1: list[str],
-    sentence2: list[str],
-    pairs: int = 20,
-    warm_up: int = 3,
-) -> PairTime:
-    """Time `embed([one, other])` and a cosine for the first `pairs` pairs, one pair a call.
-
-    `embed` maps texts to [S, C]. `warm_up` calls come first and are not counted.
-    """
-    seconds = []
-    texts = list(zip(sentence1, sentence2, strict=True))[:pairs]
-    for counted, (one, other) in [(False, pair) for pair in texts[:warm_up]] + [
-        (True, pair) for pair in texts
-    ]:
-        start = time.perf_counter()
-        both = np.asarray(embed([one, other]))
-        cosine(both[:1], both[1:])
-        if counted:
-            seconds.append(time.perf_counter() - start)
-    return PairTime(float(np.median(seconds)), float(np.mean(seconds)), len(seconds))
-
-
-def host_peak_bytes() -> int | None:
-    """Largest resident memory this process ever had; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
-
-
-def gpu_process_bytes() -> int | None:
-    """Device memory that NVML counts for this process, contexts and libraries included.
-
-    None without nvidia-ml-py, without a GPU, or where NVML sees other process ids than ours.
-    """
-    try:
-        import pynvml as nvml
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    try:
-        used = [
-            process.usedGpuMemory
-            for index in range(nvml.nvmlDeviceGetCount())
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(
-                nvml.nvmlDeviceGetHandleByIndex(index)
-            )
-            if process.pid == os.getpid() and process.usedGpuMemory is not None
-        ]
-    except nvml.NVMLError:
-        return None
-    finally:
-        nvml.nvmlShutdown()
-    return sum(used) if used else None

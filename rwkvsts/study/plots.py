@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .study import Row, Study
+from .experiment import Row, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ..errors import DataError
 
 _WORD_OR_MARK = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 

@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..errors import CheckpointError
 from . import safetensorsfile, torchfile
-from .errors import CheckpointError
 from .hub import Source, shard_names
 from .layout import Extent, TensorInfo, read_exactly, read_tensor, refusal, shown
 

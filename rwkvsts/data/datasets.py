@@ -12,11 +12,8 @@ SemEval_set), "sick-2014" is the SemEval-2014 release (9927 pairs).
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -26,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, HubError
-from .hub import fetch
+from ..errors import DataError, HubError
+from ..files.hub import fetch
+from .readers import Record, need, read_jsonl_gz, read_parquet, read_tsv
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,6 @@ class Columns(NamedTuple):
     low: float
     high: float
     binary: bool = False
-
-
-Record = tuple[int, dict[str, Any]]  # line or row number (from 1), cell by column name
 
 
 @dataclass(frozen=True)
@@ -269,14 +264,14 @@ def _mrpc_dev_ids(path: Path) -> set[tuple[str, str]]:
 
 def _mrpc_part(path: Path, dev: set[tuple[str, str]], part: str) -> Iterator[Record]:
     for line, row in read_tsv(path):
-        _need(path, row, ("#1 ID", "#2 ID"))
+        need(path, row, ("#1 ID", "#2 ID"))
         if ((row["#1 ID"], row["#2 ID"]) in dev) == (part == "validation"):
             yield line, row
 
 
 def _sick_part(path: Path, part: str) -> Iterator[Record]:
     for line, row in read_tsv(path):
-        _need(path, row, ("SemEval_set",))
+        need(path, row, ("SemEval_set",))
         if row["SemEval_set"] not in _SICK_SETS.values():
             raise DataError(
                 f"{path}, line {line}, column 'SemEval_set': expected TRAIN, TRIAL or TEST, "
@@ -286,97 +281,11 @@ def _sick_part(path: Path, part: str) -> Iterator[Record]:
             yield line, row
 
 
-def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Record]:
-    """Rows of a tab separated UTF-8 file, as (line number, cell by column name).
-
-    `header` names the columns of a file without a header line; further columns are ignored then.
-    Quotes mean nothing: MRPC holds unbalanced ones. Only a line feed ends a line, because the
-    texts may hold characters that `str.splitlines` takes for line ends.
-    """
-    strict = header is None
-    raw_lines = _read_bytes(path).split(b"\n")
-    if raw_lines and not raw_lines[-1]:
-        raw_lines.pop()
-    for line, raw in enumerate(raw_lines, 1):
-        cells = decode_line(path, line, raw).split("\t")
-        if header is None:
-            header = tuple(cells)
-            continue
-        if len(cells) < len(header) or (strict and len(cells) > len(header)):
-            raise DataError(
-                f"{path}, line {line}: expected {len(header)} tab separated columns, "
-                f"found {len(cells)}; get the file again"
-            )
-        yield line, dict(zip(header, cells, strict=False))
-
-
-def decode_line(path: str | Path, line: int, raw: bytes) -> str:
-    """Text of a line of a UTF-8 file, without its end or the file's byte order mark."""
-    if line == 1:
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {line}: not UTF-8 at byte {error.start}; save the file as UTF-8"
-        ) from None
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Rows of a Parquet file, as (row number, cell by column name), restricted to `columns`."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        found = pyarrow.parquet.read_schema(path).names
-        _need(path, found, columns)
-        rows = pyarrow.parquet.read_table(path, columns=list(columns)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); delete it and "
-            "load again"
-        ) from None
-    yield from enumerate(rows, 1)
-
-
-def read_jsonl_gz(path: Path) -> Iterator[Record]:
-    """Objects of a gzip-compressed JSON Lines file, as (line number, object)."""
-    line = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line, text in enumerate(file, 1):
-                row = json.loads(text)
-                if not isinstance(row, dict):
-                    raise ValueError(f"expected an object, found {type(row).__name__}")
-                yield line, row
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(
-            f"{path}, after line {line}: not readable as gzip-compressed JSON Lines ({error}); "
-            "delete it and load again"
-        ) from None
-
-
 def _read_hub_file(path: Path, spec: DataSet) -> Iterator[Record]:
     assert spec.hub_columns is not None
     if path.suffix == ".gz":
         return read_jsonl_gz(path)
     return read_parquet(path, spec.hub_columns[:3])
-
-
-def _need(path: Path, found: Iterable[str], wanted: Iterable[str]) -> None:
-    missing = [column for column in wanted if column not in found]
-    if missing:
-        raise DataError(
-            f"{path}: column {missing[0]!r} is missing; found {', '.join(map(repr, found))}; "
-            "get the file again, or check that it is the right one"
-        )
 
 
 def _collect(
@@ -389,7 +298,7 @@ def _collect(
     label: list[float] = []
     for path, rows in files:
         for line, row in rows:
-            _need(path, row, columns[:3])
+            need(path, row, columns[:3])
             sentence1.append(_text(path, line, columns.sentence1, row))
             sentence2.append(_text(path, line, columns.sentence2, row))
             label.append(_label(path, line, columns, row))

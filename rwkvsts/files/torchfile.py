@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
     MAX_DESCRIPTION_BYTES,

@@ -1,0 +1,44 @@
+"""`rwkvsts info`: versions, what the processor and the GPU offer, and a model's sizes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from .. import device
+from .._core import cpu_features
+from ..errors import DeviceError
+from ..model import RWKV6
+from ..study import machine
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="file, folder, repository or demo"
+    )
+    parser.set_defaults(run=run_info)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """`rwkvsts info`: versions, what the processor and the GPU offer, and a model's sizes."""
+    facts: dict[str, object] = {**machine.machine_facts()}
+    for package in ("huggingface_hub", "tokenizers", "pyarrow", "matplotlib"):
+        facts[package] = machine.version(package)
+    features = [name for name, there in cpu_features().items() if there]
+    facts["instruction sets"] = ", ".join(features) or "portable"
+    try:
+        gpu = device.query_cuda()
+        facts["cuda"] = (
+            f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}, "
+            f"{gpu.free >> 20} of {gpu.total >> 20} MiB free"
+        )
+    except DeviceError as error:
+        facts["cuda"] = str(error)
+    facts["auto"] = " ".join(device.choose("auto", "auto"))
+    if args.model is not None:
+        # One block tells the sizes of all.
+        model = RWKV6.from_pretrained(args.model, device="cpu", tokenizer=None, max_layer=0)
+        facts |= {"model": model.source, "revision": model.revision, **asdict(model.config)}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {'-' if value is None else value}")

@@ -1,0 +1,50 @@
+"""Options that several commands have, and checks before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from .. import device
+from ..errors import DataError
+from ..model import PAPER_LAYERS, POOLING, Layer
+
+
+def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
+    parser.add_argument("--model", default="demo", help="file, folder, repository or demo")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    parser.add_argument("--tokenizer", choices=tokenizers, default="world")
+    parser.add_argument(
+        "--layers", type=layer_list, default=PAPER_LAYERS, help="e.g. 1,3,5 or final"
+    )
+    parser.add_argument("--pooling", choices=POOLING, default="mean")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto")
+
+
+def layer_list(text: str) -> tuple[Layer, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    layers: list[Layer] = []
+    for part in parts:
+        if part == "final":
+            layers.append("final")
+        elif part.isdecimal():
+            layers.append(int(part))
+        else:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} in {text!r}: expected layer numbers from 0, or final, as in 1,3,final"
+            )
+    return tuple(layers)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be and try a file in it, before hours of work depend on it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"--out: cannot write into {folder} ({error.strerror}); choose another folder"
+        ) from None
