@@ -23,11 +23,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--reproduce-{name}", default=default, help=what)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "reproduce: needs the real model, data and word vectors")
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data sets and tiny checkpoints; a test that asks for it skips without."""
