@@ -206,7 +206,8 @@ def test_facts_tell_how_to_repeat_the_run(model: BagOfWords, glove: Path) -> Non
 
 def test_default_splits() -> None:
     splits = {
-        task: experiment.splits_of(experiment.StudyConfig(task=task)) for task in ("mrpc", "stsb", "demo")
+        task: experiment.splits_of(experiment.StudyConfig(task=task))
+        for task in ("mrpc", "stsb", "demo")
     }
     assert splits == {
         "mrpc": ("train[:1000]", "validation"),
@@ -313,7 +314,8 @@ def test_plot_draws_what_the_table_says(
 
 def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "open_model", lambda config, tokenizer: BagOfWords())
-    table = experiment.run(config(shared / "glove" / "glove.6B.50d.part.txt", data=shared, resamples=20))
+    glove = shared / "glove" / "glove.6B.50d.part.txt"
+    table = experiment.run(config(glove, data=shared, resamples=20))
     figures = {(r.split, r.method): round(r.spearman, 4) for r in table.rows if r.layer is None}
     assert figures["train[:1000]", "word overlap"] == 0.4031
     assert figures["validation", "word overlap"] == 0.4165

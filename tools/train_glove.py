@@ -3,11 +3,11 @@
     python tools/train_glove.py CORPORA rwkvsts/assets/glove.demo.50d.txt.gz
 
 Words are lower-cased runs of `[a-z0-9]` and single other marks, as `split_words` of
-rwkvsts.study.baselines cuts them; each document is counted as often as the demo model reads
-it. Co-occurrence within ten words, weighted by 1 / distance, both sides; loss f(X) (w.c + b + b' - ln X)^2 with
-f = min(1, (X / x_max)^0.75), AdaGrad, and the sum of both vectors of a word is written, as in
-Pennington, Socher and Manning (2014). The same seed and library versions give
-the same file.
+rwkvsts.study.baselines cuts them; each document is counted as often as the demo model reads it.
+Co-occurrence within ten words, weighted by 1 / distance, both sides; loss
+f(X) (w.c + b + b' - ln X)^2 with f = min(1, (X / x_max)^0.75), AdaGrad, and the sum of both vectors
+of a word is written, as in Pennington, Socher and Manning (2014). The same seed and library
+versions give the same file.
 """
 
 from __future__ import annotations
