@@ -31,8 +31,9 @@ from makecheckpoint import (
 )
 
 from rwkvsts.errors import CheckpointError
-from rwkvsts.files.checkpoint import Checkpoint, TensorInfo, canonical_name, open_checkpoint
+from rwkvsts.files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from rwkvsts.files.hub import resolve
+from rwkvsts.files.names import canonical_name
 
 RNG = np.random.default_rng(6)
 ARRAYS = {

@@ -9,7 +9,7 @@ what shape, is the core's business, not this room's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from ..errors import CheckpointError
 from . import safetensorsfile, torchfile
 from .hub import Source, shard_names
 from .layout import Extent, TensorInfo, read_exactly, read_tensor, refusal, shown
+from .names import Naming, Part, refuse_variants
 
-__all__ = ["Checkpoint", "TensorInfo", "canonical_name", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
 # First bytes of files that are often taken for weights, and what to do about them.
 STRANGERS = {
@@ -34,17 +35,23 @@ STRANGERS = {
     b"fmgg": "a rwkv.cpp file: give the .pth or the Hugging Face weights",
 }
 
-HF_PARTS = {"attention": "att", "feed_forward": "ffn", "pre_ln": "ln0"}
-
 
 @dataclass(frozen=True)
-class Located:
-    """A tensor's file and the name and place that it has there."""
+class Stored:
+    """A tensor of a file, under the file's own name."""
 
     file: BinaryIO
     path: Path
     name: str
     extent: Extent
+
+
+@dataclass(frozen=True)
+class Located:
+    """One of BlinkDL's tensors: where it is stored, and which part of that it is."""
+
+    stored: Stored
+    part: Part
 
 
 class Checkpoint:
@@ -58,7 +65,10 @@ class Checkpoint:
         self.source = source
         self._located = located
         self._files = files
-        infos = {name: tensor.extent.info for name, tensor in located.items()}
+        infos = {
+            name: TensorInfo(tensor.stored.extent.info.dtype, tensor.part.shape)
+            for name, tensor in located.items()
+        }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(infos)
 
     def read(self, name: str) -> np.ndarray:
@@ -80,7 +90,9 @@ class Checkpoint:
         tensor = self._located.get(name)
         if tensor is None:
             raise refusal(str(self.source.files[0]), f"a tensor {shown(name)}", "none of this name")
-        return read_tensor(tensor.file, tensor.path, name, tensor.extent)
+        stored = tensor.stored
+        array = read_tensor(stored.file, stored.path, stored.name, stored.extent)
+        return np.ascontiguousarray(tensor.part.take(array))
 
     def close(self) -> None:
         self._files.close()
@@ -100,47 +112,47 @@ class Checkpoint:
 def open_checkpoint(source: Source) -> Checkpoint:
     """Open the weight files of a source and check all that they say about their tensors.
 
-    Raises CheckpointError for a damaged, hostile or inconsistent file, OSError if it is unreadable.
+    Raises CheckpointError for a damaged, hostile or inconsistent file, or one of a model that is
+    known not to run here; OSError if it is unreadable.
     """
-    located: dict[str, Located] = {}
     with ExitStack() as files:
+        stored = []
         for path in source.files:
             file = files.enter_context(path.open("rb", buffering=0))
-            for name, extent in _read_index(file, path).items():
-                canonical = canonical_name(name)
-                if canonical in located:
-                    other = located[canonical]
-                    raise refusal(
-                        f"{path}: tensor {shown(name)}",
-                        f"one tensor for {shown(canonical)}",
-                        f"another, {shown(other.name)}, in {other.path.name}",
-                        "Keep one of the two.",
-                    )
-                located[canonical] = Located(file, path, name, extent)
+            index = _read_index(file, path)
+            stored += [Stored(file, path, name, extent) for name, extent in index.items()]
+        located = _locate(stored)
         if source.index is not None:
-            _check_index(source.index, located)
+            _check_index(source.index, stored)
         if not located:
             raise refusal(str(source.files[0]), "tensors", "none")
+        refuse_variants(source.name, located)
         return Checkpoint(source, located, files.pop_all())
 
 
-def canonical_name(name: str) -> str:
-    """The BlinkDL name of a tensor; a name in neither spelling is kept as it is.
+def _locate(stored: Sequence[Stored]) -> dict[str, Located]:
+    """BlinkDL's names of all tensors, each once."""
+    naming = Naming({tensor.name: tensor.extent.info.shape for tensor in stored})
+    located: dict[str, Located] = {}
+    for tensor in stored:
+        where = f"{tensor.path}: tensor {shown(tensor.name)}"
+        for part in naming.parts(where, tensor.name, tensor.extent.info.shape):
+            if part.name in located:
+                other = located[part.name].stored
+                raise refusal(
+                    where,
+                    f"one tensor for {shown(part.name)}",
+                    f"another, {shown(other.name)}, in {other.path.name}",
+                    "Keep one of the two.",
+                )
+            located[part.name] = Located(tensor, part)
+    return located
 
-    `rwkv.blocks.0.pre_ln.weight` is `blocks.0.ln0.weight`, `rwkv.embeddings.weight` `emb.weight`.
-    """
-    parts = name.removeprefix("rwkv.").split(".")
-    if parts[0] == "embeddings":
-        parts[0] = "emb"
-    elif parts[0] == "blocks" and len(parts) > 2:
-        parts[2] = HF_PARTS.get(parts[2], parts[2])
-    return ".".join(parts)
 
-
-def _check_index(index: Path, located: Mapping[str, Located]) -> None:
+def _check_index(index: Path, stored: Sequence[Stored]) -> None:
     """The shards must hold exactly the tensors that their index names, where it says."""
     promised = shard_names(index)
-    present = {tensor.name: tensor.path.name for tensor in located.values()}
+    present = {tensor.name: tensor.path.name for tensor in stored}
     for name in [*promised, *present]:
         expected, found = promised.get(name), present.get(name)
         if expected != found:
