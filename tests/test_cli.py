@@ -25,8 +25,11 @@ from scipy.stats import spearmanr
 from tinymodel import random_weights
 
 import rwkvsts
-from rwkvsts import RWKV6, DataError, cli, study
+from rwkvsts import RWKV6, DataError, cli
+from rwkvsts.cli import embed, info, study
+from rwkvsts.cli.main import _parser
 from rwkvsts.data import datasets
+from rwkvsts.study import experiment
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
@@ -70,8 +73,8 @@ class Stand:
 @pytest.fixture(autouse=True)
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
-    monkeypatch.setattr(cli, "RWKV6", fake)
-    monkeypatch.setattr(study, "RWKV6", fake)
+    monkeypatch.setattr(embed, "RWKV6", fake)
+    monkeypatch.setattr(experiment, "RWKV6", fake)
     return fake
 
 
@@ -107,7 +110,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
 def test_embed_keeps_lines_and_order(
     texts: Path, tmp_path: Path, stand: type[Stand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "CHUNK", 3)
+    monkeypatch.setattr(embed, "CHUNK", 3)
     out = tmp_path / "new" / "x.npy"
     argv = ["embed", str(texts), "--out", str(out), "--layers", "3,1", "--pooling", "last"]
     assert cli.main(argv) == 0
@@ -163,7 +166,7 @@ def test_ctrl_c_leaves_the_old_file_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "CHUNK", 1)
+    monkeypatch.setattr(embed, "CHUNK", 1)
     stand.fail_at = 2
     out = tmp_path / "x.npy"
     out.write_bytes(b"old")
@@ -202,7 +205,7 @@ def test_a_full_disk_is_told_before_writing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     usage = types.SimpleNamespace(free=100)
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(embed.shutil, "disk_usage", lambda _: usage)
     status, error = fails(capsys, "embed", str(texts), "--out", str(tmp_path / "x.npy"))
     assert status == 1 and "192 bytes wanted, 100 free" in error  # 4 texts, 6 layers, 2 floats
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
@@ -317,16 +320,16 @@ def test_without_arguments_the_bundled_study_runs_and_says_so(
     (tmp_path / "pairs.tsv").write_text(
         "\n".join(["id\tlabel\tsentence1\tsentence2\tkind\tnote", *lines])
     )
-    (tmp_path / study.DEMO_VECTORS).write_bytes(gzip.compress(b"cat 1 0\ndog 0 1\n"))
+    (tmp_path / experiment.DEMO_VECTORS).write_bytes(gzip.compress(b"cat 1 0\ndog 0 1\n"))
     monkeypatch.setattr(datasets, "asset", lambda name: tmp_path / name)
     assert cli.main(["study"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("Bundled demonstration")
-    assert printed[-1] == f"The real one: {cli.REAL}"
+    assert printed[-1] == f"The real one: {study.REAL}"
     assert any("all, n = 30" in line for line in printed)
     assert stand.asked["source"] == "demo" and sum(stand.chunks) > 60
     # What the last line says must be a command that parses.
-    real = cli._parser().parse_args(cli.REAL.split()[1:])
+    real = _parser().parse_args(study.REAL.split()[1:])
     assert (real.model, real.task, real.tokenizer) == ("RWKV/v6-Finch-1B6-HF", "mrpc", "both")
 
 
@@ -427,7 +430,7 @@ def test_info_tells_versions_devices_and_sizes(
 
     sizes = dataclasses.make_dataclass("Config", [("n_layer", int), ("n_embd", int)])(12, 192)
     model = types.SimpleNamespace(source="made/up", revision="abc", config=sizes)
-    monkeypatch.setattr(cli.RWKV6, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(info.RWKV6, "from_pretrained", lambda *_, **__: model)
     assert cli.main(["info", "made/up"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name.strip(): value.strip() for name, value in lines.items()}

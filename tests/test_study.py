@@ -17,7 +17,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from rwkvsts.data import datasets
-from rwkvsts.study import cost, experiment, report, statistics
+from rwkvsts.files.writing import replacing
+from rwkvsts.study import cost, experiment, report
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -282,7 +283,7 @@ def test_markdown_and_latex_escape(table: experiment.Study) -> None:
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), report.replacing(path) as part:
+    with pytest.raises(KeyboardInterrupt), replacing(path) as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -325,4 +326,4 @@ def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.Mo
     assert overlap.auc == pytest.approx(
         0.5 + overlap.spearman / (2 * 0.8), abs=0.02
     )  # near 0.805 (2 AUC - 1), which ties blur
-    assert statistics.host_peak_bytes() is None or table.facts["host_peak_mib"] > 10
+    assert cost.host_peak_bytes() is None or table.facts["host_peak_mib"] > 10
