@@ -336,8 +336,8 @@ BAD_HEADERS = {
     "another field": ({"a": {**entry(), "x": 1}}, 8, "fields"),
     "endless name": ({"a" * 1_000_000: entry(shape=[3])}, 8, "aaa..."),
     "no entry": ({"a": 1}, 8, "fields"),
-    "unknown dtype": ({"a": entry(dtype="F4")}, 8, "a dtype of F32"),
-    "dtype of another type": ({"a": entry(dtype=["F32"])}, 8, "a dtype of F32"),
+    "dtype that is no name": ({"a": entry(dtype="f 4")}, 8, "the name of a dtype"),
+    "dtype of another type": ({"a": entry(dtype=["F32"])}, 8, "the name of a dtype"),
     "hole before": ({"a": entry(offsets=[4, 12])}, 12, "'a'"),
     "hole between": ({"a": entry(), "b": entry(offsets=[12, 20])}, 20, "'b'"),
     "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, 12, "'b'"),
@@ -435,7 +435,6 @@ class TestHostilePickles:
             b"(" + op_value("storage") + op_global("torch FloatStorage") + b"}" + LABEL_TAIL[6:],
             b"(" + op_value("module") + op_global("torch FloatStorage") + LABEL_TAIL,
             op_value(1) + op_value("k") + op_value(2) + b"s",  # SETITEM on a number.
-            b"}" + op_value((1,)) + op_value(2) + b"s",  # A key that is a tuple.
         ],
     )
     def test_calls_of_the_wrong_kind(self, tmp_path: Path, call: bytes) -> None:
@@ -489,18 +488,6 @@ class TestHostilePickles:
         twice = (op_value("a") + tensor) * 2
         self.refused(tmp_path / "x.pth", b"\x80\x02}(" + twice + b"u.", "'a' twice")
 
-    @pytest.mark.parametrize("value", [1, "text", (1, 2), None])
-    def test_not_a_flat_mapping(self, tmp_path: Path, value: object) -> None:
-        tensor = Stored("F32", "0", 4, 0, (4,), (1,))
-        path = tmp_path / "x.pth"
-        torch_zip(path, torch_pickle({"w": tensor, "extra": op_value(value)}), {"0": bytes(16)})
-        assert_refused(path, "'extra'", "a flat mapping", "state_dict")
-        nested = b"}" + op_value("w") + op_tensor(tensor) + b"s"
-        torch_zip(path, torch_pickle({"state_dict": nested}), {"0": bytes(16)})
-        assert_refused(path, "'state_dict'", "a flat mapping", "state_dict")
-        torch_zip(path, b"\x80\x02" + op_value(value) + b".", {})
-        assert_refused(path, "a mapping of names to tensors")
-
 
 class TestBadZips:
     PICKLED = torch_pickle({"a": Stored("F32", "0", 4, 0, (4,), (1,))})
@@ -523,17 +510,17 @@ class TestBadZips:
 
     def test_no_pickle_or_two(self, tmp_path: Path) -> None:
         path = tmp_path / "x.pth"
-        for roots in ([], ["a", "b"]):
+        for roots, found in (([], "another zip, of 'readme'"), (["a", "b"], "2")):
             with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr("readme", b"")
                 for root in roots:
                     archive.writestr(f"{root}/data.pkl", self.PICKLED)
-            assert_refused(path, "one member ROOT/data.pkl", f"found {len(roots)}")
+            assert_refused(path, "one member ROOT/data.pkl", f"found {found}")
 
     def test_empty_zip(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "x.pth", "w"):
             pass
-        assert_refused(tmp_path / "x.pth", "one member ROOT/data.pkl", "found 0")
+        assert_refused(tmp_path / "x.pth", "one member ROOT/data.pkl", "found an empty zip")
 
     @pytest.mark.filterwarnings("ignore:Duplicate name")
     def test_member_that_occurs_twice(self, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from ..errors import CheckpointError
 # Bytes per element. Those of READABLE can be read; the rest may lie in a file beside them.
 ITEM_BYTES = {
     "F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8, "C128": 16,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
 }  # fmt: skip
 READABLE: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -115,7 +116,12 @@ def read_exactly(file: BinaryIO, path: Path, start: int, target: memoryview) -> 
                 )
             done += got
     except OSError as error:
-        raise OSError(error.errno, f"cannot read: {error.strerror}", str(path)) from error
+        raise cannot_read(path, error) from error
+
+
+def cannot_read(path: Path, error: OSError) -> OSError:
+    """The system's refusal to read a file, with the file's name; the file itself may be good."""
+    return OSError(error.errno, f"cannot read: {error.strerror}", str(path))
 
 
 def read_tensor(file: BinaryIO, path: Path, name: str, extent: Extent) -> np.ndarray:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import CheckpointError
 from .layout import (
@@ -27,6 +28,15 @@ from .layout import (
     refusal,
     shown,
 )
+
+DTYPE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,19}")
+
+
+class Stored(NamedTuple):
+    """A tensor and how many bytes it takes; shape and dtype say so only of a known dtype."""
+
+    extent: Extent
+    size: int
 
 
 def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
@@ -43,12 +53,12 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     header = _parse_header(bytes(text), f"{path}: header")
     data_start = 8 + header_bytes
     index = {
-        name: _extent(entry, f"{path}: tensor {shown(name)}", data_start)
+        name: _stored(entry, f"{path}: tensor {shown(name)}", data_start)
         for name, entry in header.items()
         if name != "__metadata__"
     }
     _check_cover(index, path, data_start, file_bytes)
-    return index
+    return {name: stored.extent for name, stored in index.items()}
 
 
 def _parse_header(text: bytes, where: str) -> dict[str, Any]:
@@ -87,35 +97,39 @@ def _parse_header(text: bytes, where: str) -> dict[str, Any]:
     return header
 
 
-def _extent(entry: Any, where: str, data_start: int) -> Extent:
+def _stored(entry: Any, where: str, data_start: int) -> Stored:
     """One header entry, checked in itself: dtype, shape and offsets must say the same size."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refusal(where, "the fields dtype, shape and data_offsets", shown(entry))
     dtype = entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise refusal(where, "a dtype of " + ", ".join(ITEM_BYTES), shown(dtype))
+    if not isinstance(dtype, str) or not DTYPE_NAME.fullmatch(dtype):
+        raise refusal(where, "the name of a dtype, as F32", shown(dtype))
     shape = checked_sizes(entry["shape"], where, "a shape")
     offsets = checked_sizes(entry["data_offsets"], where, "data_offsets")
-    size = count(shape, where) * ITEM_BYTES[dtype]
-    if len(offsets) != 2 or offsets[1] - offsets[0] != size:
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise refusal(where, "the offsets of its first byte and its end", f"{list(offsets)}")
+    elements, stored = count(shape, where), offsets[1] - offsets[0]
+    # A dtype newer than this table cannot be read, but may lie beside what can.
+    if dtype in ITEM_BYTES and stored != elements * ITEM_BYTES[dtype]:
+        size = elements * ITEM_BYTES[dtype]
         raise refusal(where, f"{size} bytes for {dtype} {list(shape)}", f"offsets {list(offsets)}")
-    return Extent(TensorInfo(dtype, shape), data_start + offsets[0])
+    return Stored(Extent(TensorInfo(dtype, shape), data_start + offsets[0]), stored)
 
 
-def _check_cover(index: dict[str, Extent], path: Path, data_start: int, file_bytes: int) -> None:
+def _check_cover(index: dict[str, Stored], path: Path, data_start: int, file_bytes: int) -> None:
     """The tensors must cover the data area exactly: no overlap, no hole, nothing after the last."""
     end = data_start
-    for name, extent in sorted(index.items(), key=_start_and_span):
+    for name, (extent, size) in sorted(index.items(), key=_start_and_size):
         if extent.start != end:
             raise refusal(
                 f"{path}: tensor {shown(name)}",
                 f"it at offset {end - data_start}, where the tensor before it ends",
                 f"offset {extent.start - data_start}",
             )
-        end += extent.span() * ITEM_BYTES[extent.info.dtype]
+        end += size
     if end != file_bytes:
         raise refusal(str(path), f"a file of {end} bytes", f"{file_bytes}")
 
 
-def _start_and_span(item: tuple[str, Extent]) -> tuple[int, int]:
-    return item[1].start, item[1].span()
+def _start_and_size(item: tuple[str, Stored]) -> tuple[int, int]:
+    return item[1].extent.start, item[1].size

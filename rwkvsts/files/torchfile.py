@@ -1,55 +1,39 @@
 """The index of a `.pth` or `pytorch_model.bin`: names, dtypes and places of its tensors.
 
 Such a file is a zip of stored members: `ROOT/data.pkl`, a pickle that describes the tensors, and
-`ROOT/data/KEY`, their raw little-endian storages. The pickle is not unpickled: its opcodes are
-walked by a small machine that knows strings, numbers, tuples, dicts and the names below, and has no
-way to import or call anything. An opcode or a name that it does not know ends the walk.
+`ROOT/data/KEY`, their raw little-endian storages. The pickle is walked, not unpickled: picklewalk.
 
-Assumes nothing about the file. Promises that each tensor it lists lies within one stored member.
+Assumes nothing about the file. Promises that each tensor it lists lies within one stored member,
+and that a training checkpoint is read only where it holds one state_dict.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import struct
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
-from ..errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
     MAX_DESCRIPTION_BYTES,
     Extent,
     TensorInfo,
+    cannot_read,
     checked_sizes,
     count,
     read_exactly,
     refusal,
     shown,
 )
+from .picklewalk import RESAVE, Storage, Tensor, walk
 
+ZIP_ERRORS = (zipfile.BadZipFile, struct.error)
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-RESAVE = "Save a plain state_dict again: torch.save(model.state_dict(), path)."
-
-ORDERED_DICT = "collections OrderedDict"
-REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
-REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
-STORAGES = {
-    "torch FloatStorage": "F32",
-    "torch HalfStorage": "F16",
-    "torch BFloat16Storage": "BF16",
-    "torch DoubleStorage": "F64",
-    "torch LongStorage": "I64",
-    "torch IntStorage": "I32",
-    "torch ShortStorage": "I16",
-    "torch CharStorage": "I8",
-    "torch ByteStorage": "U8",
-    "torch BoolStorage": "BOOL",
-}
-KNOWN_NAMES = {ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, *STORAGES}
 
 
 @dataclass(frozen=True)
@@ -60,32 +44,10 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True)
-class Name:
-    """A global that the pickle names. Only a label: nothing stands behind it."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Storage:
-    dtype: str
-    key: str
-    numel: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    storage: Storage
-    offset: object
-    size: object
-    stride: object
-
-
 def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     """Names and places of the tensors of an open torch zip file.
 
-    Raises CheckpointError for whatever is not a flat mapping of names to tensors.
+    Raises CheckpointError for whatever is not one state_dict, alone or inside a checkpoint.
     """
     members = _members(file, path)
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
@@ -98,34 +60,71 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     if order is not None and _bytes(file, path, order, 16) != b"little":
         raise refusal(str(path), "little-endian tensors", "another byte order", RESAVE)
     pickled = _bytes(file, path, members[f"{root}data.pkl"], MAX_DESCRIPTION_BYTES)
-    top = _walk(pickled, f"{path}: data.pkl")
-    if not isinstance(top, dict):
-        raise refusal(str(path), "a mapping of names to tensors", shown(top), RESAVE)
+    tensors = _state_dict(walk(pickled, f"{path}: data.pkl"), path)
     storages: dict[str, Storage] = {}
-    return {name: _place(path, name, value, root, members, storages) for name, value in top.items()}
+    return {name: _place(path, name, t, root, members, storages) for name, t in tensors.items()}
+
+
+def _state_dict(top: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of the one state_dict that a file holds, whatever else a training left there.
+
+    A state_dict names tensors by module and parameter, with a dot between them; an optimizer's
+    `step` and `exp_avg` have none. Two are never chosen from: the other may be LoRA.
+    """
+    tensors = _mappings_of_tensors(top)
+    found = {key: names for key, names in tensors.items() if any("." in name for name in names)}
+    found = found or tensors
+    if not found:
+        inside = f"keys {shown(', '.join(map(str, top)))}" if isinstance(top, dict) else shown(top)
+        raise refusal(str(path), "a mapping of names to tensors (a state_dict)", inside, RESAVE)
+    if len(found) > 1:
+        places = ", ".join(sorted(found)[:5])
+        raise refusal(
+            str(path),
+            "one state_dict",
+            f"a training checkpoint with {len(found)}, at {places}",
+            "Save the one that is meant: torch.save(checkpoint[KEY], path).",
+        )
+    return next(iter(found.values()))
+
+
+def _mappings_of_tensors(top: object) -> dict[str, dict[str, Tensor]]:
+    """All mappings inside `top` that hold tensors under names, by the keys that lead there."""
+    found: dict[str, dict[str, Tensor]] = {}
+    seen = set()  # by identity: a pickle can make 2**60 paths to one value
+    waiting: list[tuple[str, object]] = [("", top)]
+    while waiting:
+        place, value = waiting.pop()
+        if id(value) in seen or not isinstance(value, dict | list | tuple):
+            continue
+        seen.add(id(value))
+        items = [*(value.items() if isinstance(value, dict) else enumerate(value))]
+        tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+        if tensors:
+            found[place or "the top"] = tensors
+        waiting += [(f"{place}[{shown(key)}]"[:200], inner) for key, inner in items]
+    return found
 
 
 def _place(
     path: Path,
     name: str,
-    value: object,
+    value: Tensor,
     root: str,
     members: dict[str, Member],
     storages: dict[str, Storage],
 ) -> Extent:
     """One tensor's place, after checking that every element lies in its storage's member."""
     where = f"{path}: tensor {shown(name)}"
-    if not isinstance(value, Tensor):
-        raise refusal(where, "a tensor (a flat mapping of names to tensors)", shown(value), RESAVE)
     storage = value.storage
     if storages.setdefault(storage.key, storage) != storage:
         raise refusal(where, f"one dtype and size for storage {shown(storage.key)}", "two")
     member = members.get(f"{root}data/{storage.key}")
-    item = ITEM_BYTES[storage.dtype]
-    if member is None or member.size != storage.numel * item:
+    stored = ITEM_BYTES[storage.dtype]
+    if member is None or member.size != storage.numel * stored:
         found = "no such member" if member is None else f"{member.size} bytes"
         raise refusal(
-            where, f"storage {shown(storage.key)} of {storage.numel} x {item} bytes", found
+            where, f"storage {shown(storage.key)} of {storage.numel} x {stored} bytes", found
         )
     shape = checked_sizes(value.size, where, "a shape")
     strides = checked_sizes(value.stride, where, "strides")
@@ -133,13 +132,16 @@ def _place(
     if len(shape) != len(strides):
         raise refusal(where, f"{len(shape)} strides for shape {list(shape)}", f"{len(strides)}")
     row_major = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    info = TensorInfo(storage.dtype, shape)
+    info = TensorInfo(value.dtype, shape)
+    # Of a dtype without a known size, which cannot be read, an element is taken for one byte.
+    item = ITEM_BYTES.get(value.dtype, 1)
     extent = Extent(info, member.start + offset * item, None if strides == row_major else strides)
+    room = member.size // item
     # The second bound is for elements that share a place (stride 0): few bytes must not claim many.
-    if offset + extent.span() > storage.numel or count(shape, where) > storage.numel:
+    if offset + extent.span() > room or count(shape, where) > room:
         raise refusal(
             where,
-            f"elements within a storage of {storage.numel}",
+            f"elements within a storage of {room}",
             f"offset {offset}, shape {list(shape)}, strides {list(strides)}",
             RESAVE,
         )
@@ -161,21 +163,15 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
     The directory is zipfile's work. The bytes are then read from the file itself, since zipfile
     would copy each tensor and check a CRC that torch may have been told not to write.
     """
-    try:
-        # Closing the archive leaves `file` open, since zipfile did not open it.
-        with zipfile.ZipFile(file) as archive:
-            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-            directory = archive.start_dir
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        NotImplementedError,
-        EOFError,
-        OSError,
-        struct.error,
-    ) as error:
-        # OSError too: a damaged directory sends zipfile to offsets that no file has.
-        raise refusal(str(path), "a zip file as torch.save writes", str(error)) from error
+    entries, directory = _directory(file, path)
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        names = ", ".join(entry.filename for entry in entries[:3])
+        raise refusal(
+            str(path),
+            "one member ROOT/data.pkl, as torch.save writes",
+            f"another zip, of {shown(names)}" if names else "an empty zip",
+            "If the weights are inside, unpack it and give their file.",
+        )
     members: dict[str, Member] = {}
     ends = [*(entry.header_offset for entry in entries), directory][1:]
     for entry, end in zip(entries, ends, strict=True):
@@ -198,172 +194,20 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
     return members
 
 
-def _walk(pickled: bytes, where: str) -> object:
-    """What the pickle describes, in dicts, tuples, numbers, strings, Name, Storage and Tensor."""
-    machine = _Machine(pickled, where)
+def _directory(file: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo], int]:
+    """The zip's entries in the order of the file, and where its directory begins."""
+    # zipfile takes a short read for the end of the file; a buffered reader asks again.
+    buffered = io.BufferedReader(cast(io.RawIOBase, file))
     try:
-        while (opcode := machine.take(1)) != b".":
-            machine.step(opcode)
-        return machine.stack.pop()
-    except CheckpointError:
-        raise
-    except (ValueError, IndexError, KeyError) as error:
-        # The pickle ends early, or wants what is not on the stack or in the memo, or is not UTF-8.
-        found = f"at byte {machine.position}: {type(error).__name__} {error}"[:100]
-        raise refusal(where, "a pickle as torch.save writes", found) from error
-
-
-class _Machine:
-    """The stack and memo of a pickle, and those opcodes of protocol 2 that torch.save uses."""
-
-    def __init__(self, pickled: bytes, where: str) -> None:
-        self.pickled = pickled
-        self.position = 0
-        self.where = where
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def step(self, opcode: bytes) -> None:
-        if opcode in CONSTANTS:
-            self.stack.append(CONSTANTS[opcode])
-        elif opcode in NUMBERS:
-            self.stack.append(self.number(NUMBERS[opcode]))
-        elif opcode in PUTS:
-            self.memo[self.number(PUTS[opcode])] = self.stack[-1]
-        elif opcode in GETS:
-            self.stack.append(self.memo[self.number(GETS[opcode])])
-        elif opcode in ACTIONS:
-            ACTIONS[opcode](self)
-        else:
-            raise self.refuse("only opcodes that describe tensors", f"opcode {opcode!r}")
-
-    def refuse(self, expected: str, found: str) -> CheckpointError:
-        remedy = "It may be hostile, or hold more than weights. Nothing in it was run. " + RESAVE
-        return refusal(self.where, expected, found, remedy)
-
-    def take(self, size: int) -> bytes:
-        """The pickle's next `size` bytes."""
-        end = self.position + size
-        if end > len(self.pickled):
-            raise IndexError("the pickle ends here")
-        start, self.position = self.position, end
-        return self.pickled[start:end]
-
-    def number(self, form: struct.Struct) -> Any:
-        return form.unpack(self.take(form.size))[0]
-
-    def line(self) -> str:
-        end = self.pickled.index(b"\n", self.position)
-        return self.take(end + 1 - self.position)[:-1].decode()
-
-    def pop(self, number: int) -> tuple[Any, ...]:
-        """The last `number` values, oldest first."""
-        if not 0 <= number <= len(self.stack):
-            raise IndexError("not so many on the stack")
-        values = self.stack[len(self.stack) - number :]
-        del self.stack[len(self.stack) - number :]
-        return tuple(values)
-
-    def pop_mark(self) -> tuple[Any, ...]:
-        return self.pop(len(self.stack) - self.marks.pop())
-
-    def proto(self) -> None:
-        self.take(1)
-
-    def mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def empty_dict(self) -> None:
-        self.stack.append({})
-
-    def string(self) -> None:
-        self.stack.append(self.take(self.number(UINT32)).decode())
-
-    def long(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.number(UINT8)), "little", signed=True))
-
-    def name(self) -> None:
-        name = f"{self.line()} {self.line()}"
-        if name not in KNOWN_NAMES:
-            raise self.refuse("only names that describe tensors", f"the name {shown(name)}")
-        self.stack.append(Name(name))
-
-    def tuple_(self) -> None:
-        self.stack.append(self.pop_mark())
-
-    def set_items(self, items: tuple[Any, ...]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict) or len(items) % 2:
-            raise self.refuse("pairs for a mapping", f"{len(items)} values for {shown(target)}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Only strings are compared and hashed: deep tuples could exhaust the C stack.
-            if type(key) is not str:
-                raise self.refuse("names of tensors as keys", shown(key))
-            if key in target:
-                raise self.refuse("each name once", f"{shown(key)} twice")
-            target[key] = value
-
-    def build(self) -> None:
-        target, _ = self.pop(2)
-        if not isinstance(target, dict):
-            raise self.refuse("attributes on a mapping alone", f"some on {shown(target)}")
-        self.stack.append(target)  # Drops `_metadata`, the one attribute that a state_dict has.
-
-    def persistent(self) -> None:
-        (label,) = self.pop(1)
-        if not isinstance(label, tuple) or len(label) != 5 or label[0] != "storage":
-            raise self.refuse("a storage of five fields", shown(label))
-        _, kind, key, _, numel = label
-        if not isinstance(kind, Name) or kind.name not in STORAGES or type(key) is not str:
-            raise self.refuse(
-                "a typed storage", shown(kind.name if isinstance(kind, Name) else kind)
-            )
-        (numel,) = checked_sizes([numel], self.where, "a storage size")
-        self.stack.append(Storage(STORAGES[kind.name], key, numel))
-
-    def reduce(self) -> None:
-        target, arguments = self.pop(2)
-        name = target.name if isinstance(target, Name) else shown(target)
-        arguments = arguments if isinstance(arguments, tuple) else (None,)
-        if name == ORDERED_DICT and not arguments:
-            self.stack.append({})
-        elif (
-            name == REBUILD_TENSOR
-            and len(arguments) in (6, 7)
-            and isinstance(arguments[0], Storage)
-        ):
-            self.stack.append(Tensor(*arguments[:4]))
-        elif name == REBUILD_PARAMETER and len(arguments) == 3 and isinstance(arguments[0], Tensor):
-            self.stack.append(arguments[0])
-        else:
-            raise self.refuse("a tensor to rebuild", f"{name} of {len(arguments)} other arguments")
-
-
-UINT8, UINT32 = struct.Struct("<B"), struct.Struct("<I")
-CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
-NUMBERS = {
-    b"K": UINT8,
-    b"M": struct.Struct("<H"),
-    b"J": struct.Struct("<i"),
-    b"G": struct.Struct(">d"),
-}
-PUTS = {b"q": UINT8, b"r": UINT32}
-GETS = {b"h": UINT8, b"j": UINT32}
-ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": _Machine.proto,
-    b"(": _Machine.mark,
-    b"}": _Machine.empty_dict,
-    b"X": _Machine.string,
-    b"\x8a": _Machine.long,
-    b"c": _Machine.name,
-    b"t": _Machine.tuple_,
-    b"\x85": lambda machine: machine.stack.append(machine.pop(1)),
-    b"\x86": lambda machine: machine.stack.append(machine.pop(2)),
-    b"\x87": lambda machine: machine.stack.append(machine.pop(3)),
-    b"s": lambda machine: machine.set_items(machine.pop(2)),
-    b"u": lambda machine: machine.set_items(machine.pop_mark()),
-    b"b": _Machine.build,
-    b"Q": _Machine.persistent,
-    b"R": _Machine.reduce,
-}
+        # Closing the archive leaves the file open, since zipfile did not open it.
+        with zipfile.ZipFile(buffered) as archive:
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+            return entries, archive.start_dir
+    except (OSError, ValueError, NotImplementedError, EOFError, *ZIP_ERRORS) as error:
+        # zipfile hides what the disk answered. A damaged directory leads to offsets no file has.
+        answer = error if isinstance(error, OSError) else error.__context__
+        if isinstance(answer, OSError) and answer.errno != errno.EINVAL:
+            raise cannot_read(path, answer) from error
+        raise refusal(str(path), "a zip file as torch.save writes", str(error)) from error
+    finally:
+        buffered.detach()
