@@ -159,6 +159,8 @@ class RWKV6:
                     budget=device_memory,
                 )
                 _fill(core, checkpoint)
+            except CheckpointError:
+                raise  # it names its file
             except ValueError as error:
                 raise CheckpointError(f"{name}: {error}") from error
         blocks = core.config["n_layer"] if max_layer is None else max_layer + 1

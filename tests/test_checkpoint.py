@@ -219,9 +219,10 @@ class TestReading:
             "emb.weight": {"dtype": "F32", "shape": [1], "data_offsets": [size, size + 4]},
         }
         path = tmp_path / "x.safetensors"
-        path.write_bytes(safetensors_bytes(header, bytes(size + 4)))
+        data = bytes(size) + np.float32(2.5).tobytes()
+        path.write_bytes(safetensors_bytes(header, data))
         with opened(path) as checkpoint:
-            assert checkpoint.read("emb.weight") == 0
+            assert checkpoint.read("emb.weight") == 2.5
             with pytest.raises(CheckpointError, match=f"'step': expected dtype F32.*found {dtype}"):
                 checkpoint.read("step")
 
@@ -559,7 +560,9 @@ class TestBadZips:
             (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
             (b"fmgg\x65\x00\x00\x00", "a rwkv.cpp file"),
             (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
-            (b"<!DOCTYPE html><html>", "found a file that starts with b'<!DOCTYP'"),
+            (b"<!DOCTYPE html><html>", "a web page, not weights"),
+            (b"\x1f\x8b\x08\x00", "compressed by gzip: unpack it"),
+            (b"\x00\x01\x02\x03", r"found a file that starts with b'\x00\x01\x02\x03"),
             (b"PK\x03\x04 and no more", "a zip file as torch.save writes"),
             (b"", "found an empty file"),
         ],

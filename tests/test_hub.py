@@ -132,7 +132,7 @@ class TestIndex:
         index = write_sharded(folder, ARRAYS, ".safetensors")
         content = json.loads(index.read_text())
         for name, file in changes.items():
-            content["weight_map"][name.replace("_", ".")] = file
+            content["weight_map"][name.replace("_weight", ".weight")] = file
         kept = {name: file for name, file in content["weight_map"].items() if file}
         index.write_text(json.dumps({"weight_map": kept}))
 
@@ -142,22 +142,31 @@ class TestIndex:
         with pytest.raises(CheckpointError, match="1 missing: model-00002-of-00002.safetensors"):
             resolve(tmp_path)
 
-    def test_tensor_that_no_shard_holds(self, tmp_path: Path) -> None:
-        self.damage(tmp_path, ln_out_weight="model-00001-of-00002.safetensors")
-        with pytest.raises(CheckpointError, match=r"'ln.out.weight'.*none of the shards"):
-            open_checkpoint(resolve(tmp_path))
-
-    def test_tensor_in_another_shard(self, tmp_path: Path) -> None:
-        self.damage(tmp_path, emb_weight="model-00002-of-00002.safetensors")
-        with pytest.raises(CheckpointError, match=r"'emb.weight': expected it in model-00002"):
-            open_checkpoint(resolve(tmp_path))
-
-    def test_tensor_that_the_index_does_not_name(self, tmp_path: Path) -> None:
-        write_sharded(tmp_path, ARRAYS, ".safetensors")
+    def test_only_what_is_read_must_agree_with_the_index(self, tmp_path: Path) -> None:
+        """A tensor that no shard holds, one in another shard, one that the index does not name."""
+        self.damage(
+            tmp_path,
+            ln_out_weight="model-00002-of-00002.safetensors",
+            head_weight="model-00001-of-00002.safetensors",
+        )
         extra = {"emb.weight": ARRAYS["emb.weight"], "extra": ARRAYS["emb.weight"]}
         write_safetensors(tmp_path / "model-00001-of-00002.safetensors", extra)
-        with pytest.raises(CheckpointError, match="'extra': expected no such tensor"):
-            open_checkpoint(resolve(tmp_path))
+        with open_checkpoint(resolve(tmp_path)) as checkpoint:
+            assert checkpoint.read("emb.weight").tolist() == ARRAYS["emb.weight"].tolist()
+            with pytest.raises(CheckpointError, match=r"'head.weight': expected it in model-00001"):
+                checkpoint.read("head.weight")
+            with pytest.raises(CheckpointError, match="'extra': expected no such tensor"):
+                checkpoint.read("extra")
+            with pytest.raises(CheckpointError, match=r"'ln_out.weight', found none of this name"):
+                checkpoint.read("ln_out.weight")
+
+    def test_a_tensor_in_two_shards_matters_where_it_is_read(self, tmp_path: Path) -> None:
+        write_sharded(tmp_path, ARRAYS, ".safetensors")
+        write_safetensors(tmp_path / "model-00002-of-00002.safetensors", ARRAYS)
+        with open_checkpoint(resolve(tmp_path)) as checkpoint:
+            assert checkpoint.read("head.weight").tolist() == ARRAYS["head.weight"].tolist()
+            with pytest.raises(CheckpointError, match=r"one tensor for 'emb.weight'.*00001-of"):
+                checkpoint.read("emb.weight")
 
     @pytest.mark.parametrize("file", ["../x.bin", "/etc/x.bin", "a\\x.bin", "C:x.bin", "..", ""])
     def test_shard_outside_the_folder(self, tmp_path: Path, file: str) -> None:

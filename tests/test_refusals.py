@@ -33,7 +33,7 @@ OTHERS = {
     },
     "RWKV-5.1 or 5.2": lambda w: without(w, "time_maa"),
     "RWKV-5.0": lambda w: without(w, "time_maa", "gate"),
-    "RWKV-4": lambda w: renamed(without(w, "ln_x", "gate"), "time_maa", "time_mix"),
+    "RWKV-4": lambda w: renamed(without(w, "ln_x", "gate", "_w1", "_w2"), "time_maa", "time_mix"),
     "no RWKV model": lambda w: {"transformer.wte.weight": w["emb.weight"]},
     "state-tuned": lambda w: {**w, "blocks.1.att.time_state": np.zeros((1, 64, 64), np.float32)},
 }

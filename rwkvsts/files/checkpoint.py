@@ -8,7 +8,8 @@ what shape, is the core's business, not this room's.
 
 from __future__ import annotations
 
-import os
+import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,8 +22,18 @@ import numpy as np
 from ..errors import CheckpointError
 from . import safetensorsfile, torchfile
 from .hub import Source, shard_names
-from .layout import Extent, TensorInfo, read_exactly, read_tensor, refusal, shown
-from .names import Naming, Part, refuse_variants
+from .layout import (
+    ITEM_BYTES,
+    Extent,
+    TensorInfo,
+    open_regular,
+    read_exactly,
+    read_tensor,
+    refusal,
+    shown,
+    size_of,
+)
+from .names import Naming, Part, refuse_variants, unwrapped
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -33,7 +44,13 @@ STRANGERS = {
     "save it again with a newer torch",
     b"GGUF": "a GGUF file: give the .pth or the Hugging Face weights",
     b"fmgg": "a rwkv.cpp file: give the .pth or the Hugging Face weights",
+    b"\x1f\x8b": "compressed by gzip: unpack it and give the file inside",
+    b"7z\xbc\xaf": "a 7z archive: unpack it and give the weights inside",
+    b"\x89HDF\r\n": "an HDF5 file: give the .pth or the Hugging Face weights",
 }
+# What a server sent in place of the file: a page, or a line of JSON or plain text.
+PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml|error)", re.IGNORECASE)
+TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{8,}")
 
 
 @dataclass(frozen=True)
@@ -48,10 +65,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Located:
-    """One of BlinkDL's tensors: where it is stored, and which part of that it is."""
+    """One of BlinkDL's tensors: where it is stored, and which part of that it is.
+
+    twin : another tensor that is stored under the same name, None as a rule
+    """
 
     stored: Stored
     part: Part
+    twin: Stored | None = None
 
 
 class Checkpoint:
@@ -65,6 +86,7 @@ class Checkpoint:
         self.source = source
         self._located = located
         self._files = files
+        self._promised = None if source.index is None else shard_names(source.index)
         infos = {
             name: TensorInfo(tensor.stored.extent.info.dtype, tensor.part.shape)
             for name, tensor in located.items()
@@ -85,14 +107,40 @@ class Checkpoint:
 
         Raises
         ------
-        CheckpointError : no such tensor, a dtype other than these three, a file that became shorter
+        CheckpointError : no such tensor, or two; another shard's than the index says; a dtype other
+            than these three; a weight that is zero throughout; a file that became shorter
         """
         tensor = self._located.get(name)
         if tensor is None:
             raise refusal(str(self.source.files[0]), f"a tensor {shown(name)}", "none of this name")
         stored = tensor.stored
+        where = f"{stored.path}: tensor {shown(stored.name)}"
+        if tensor.twin is not None:
+            found = f"another, {shown(tensor.twin.name)}, in {tensor.twin.path.name}"
+            raise refusal(where, f"one tensor for {shown(name)}", found, "Keep one of the two.")
+        self._check_promised(stored)
         array = read_tensor(stored.file, stored.path, stored.name, stored.extent)
+        if name.endswith(".weight") and _is_zero(array):
+            raise refusal(
+                where,
+                "numbers that a training left",
+                "zeros throughout",
+                "It looks like a download that broke off: get the file again.",
+            )
         return np.ascontiguousarray(tensor.part.take(array))
+
+    def _check_promised(self, stored: Stored) -> None:
+        """A shard must hold what its index says; of the tensors that are read, no others."""
+        if self._promised is None:
+            return
+        expected = self._promised.get(stored.name)
+        if expected != stored.path.name:
+            raise refusal(
+                f"{self.source.index}: tensor {shown(stored.name)}",
+                f"it in {expected}" if expected else "no such tensor in the shards",
+                f"it in {stored.path.name}",
+                "Index and shards are not of one model: download them again.",
+            )
 
     def close(self) -> None:
         self._files.close()
@@ -118,12 +166,11 @@ def open_checkpoint(source: Source) -> Checkpoint:
     with ExitStack() as files:
         stored = []
         for path in source.files:
-            file = files.enter_context(path.open("rb", buffering=0))
+            file = files.enter_context(open_regular(path))
             index = _read_index(file, path)
+            _check_bytes(index, file, path)
             stored += [Stored(file, path, name, extent) for name, extent in index.items()]
         located = _locate(stored)
-        if source.index is not None:
-            _check_index(source.index, stored)
         if not located:
             raise refusal(str(source.files[0]), "tensors", "none")
         refuse_variants(source.name, located)
@@ -131,48 +178,56 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 
 def _locate(stored: Sequence[Stored]) -> dict[str, Located]:
-    """BlinkDL's names of all tensors, each once."""
-    naming = Naming({tensor.name: tensor.extent.info.shape for tensor in stored})
+    """BlinkDL's names of all tensors. One that is there twice matters only where it is read."""
+    plain = {tensor.name: unwrapped(tensor.name) for tensor in stored}
+    naming = Naming({plain[tensor.name]: tensor.extent.info.shape for tensor in stored})
     located: dict[str, Located] = {}
     for tensor in stored:
         where = f"{tensor.path}: tensor {shown(tensor.name)}"
-        for part in naming.parts(where, tensor.name, tensor.extent.info.shape):
-            if part.name in located:
-                other = located[part.name].stored
-                raise refusal(
-                    where,
-                    f"one tensor for {shown(part.name)}",
-                    f"another, {shown(other.name)}, in {other.path.name}",
-                    "Keep one of the two.",
-                )
-            located[part.name] = Located(tensor, part)
+        for part in naming.parts(where, plain[tensor.name], tensor.extent.info.shape):
+            first = located.get(part.name)
+            located[part.name] = Located(tensor, part, None if first is None else first.stored)
     return located
 
 
-def _check_index(index: Path, stored: Sequence[Stored]) -> None:
-    """The shards must hold exactly the tensors that their index names, where it says."""
-    promised = shard_names(index)
-    present = {tensor.name: tensor.path.name for tensor in stored}
-    for name in [*promised, *present]:
-        expected, found = promised.get(name), present.get(name)
-        if expected != found:
-            raise refusal(
-                f"{index}: tensor {shown(name)}",
-                f"it in {expected}" if expected else "no such tensor in the shards",
-                f"it in {found}" if found else "it in none of the shards",
-                "Index and shards are not of one model: download them again.",
-            )
+def _check_bytes(index: Mapping[str, Extent], file: BinaryIO, path: Path) -> None:
+    """The tensors together may claim the file's bytes twice (a head tied to the embedding)."""
+    claimed = sum(
+        math.prod(extent.info.shape) * ITEM_BYTES.get(extent.info.dtype, 0)
+        for extent in index.values()
+    )
+    if claimed > 2 * size_of(file):
+        raise refusal(
+            str(path),
+            f"tensors within its {size_of(file)} bytes",
+            f"{len(index)} that share storages and come to {claimed} bytes",
+            "If it is meant so, save copies: {name: tensor.clone() ...}.",
+        )
+
+
+def _is_zero(array: np.ndarray) -> bool:
+    """Whether every element is zero; numbers that are not stand at the beginning, as a rule."""
+    flat = array.reshape(-1)
+    if array.dtype == np.uint16:  # bfloat16: a sign is no number
+        return not (flat[:1024] & 0x7FFF).any() and not (flat & 0x7FFF).any()
+    return not flat[:1024].any() and not flat.any()
 
 
 def _read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     """Names and places of one file's tensors; the content tells the format, not the file's name."""
-    start = bytearray(min(32, os.fstat(file.fileno()).st_size))
+    start = bytearray(min(200, size_of(file)))
     read_exactly(file, path, 0, memoryview(start))
     if start.startswith(b"PK"):
         return torchfile.read_index(file, path)
     for magic, what in STRANGERS.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path} is {what}.")
+    if PAGE.match(start):
+        what = "a web page, not weights: its address leads to a page about the file, or to an error"
+        raise CheckpointError(f"{path} is {what}. Download the file itself.")
+    if TEXT.fullmatch(start):
+        shown_text = shown(start.decode())
+        raise CheckpointError(f"{path} is a text, not weights: {shown_text}. Download it again.")
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return safetensorsfile.read_index(file, path)
     found = f"a file that starts with {bytes(start[:8])!r}" if start else "an empty file"

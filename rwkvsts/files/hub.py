@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, HubError
-from .layout import MAX_DESCRIPTION_BYTES, refusal, shown
+from .layout import MAX_DESCRIPTION_BYTES, read_text, refusal, shown
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".index.json"
@@ -29,7 +29,7 @@ STANDARD_NAMES = (
 )
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)")
+SHARD = re.compile(r"[\w.-]{1,240}\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,9 @@ def fetch(
 
 def shard_names(index: Path) -> dict[str, str]:
     """The tensors that a shards' index names, and the file that holds each."""
-    if index.stat().st_size > MAX_DESCRIPTION_BYTES:
-        raise refusal(
-            str(index), f"at most {MAX_DESCRIPTION_BYTES} bytes", f"{index.stat().st_size}"
-        )
+    text = read_text(index, MAX_DESCRIPTION_BYTES)
     try:
-        content = json.loads(index.read_text("utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise refusal(str(index), "JSON text", str(error)[:100]) from error
     shards = content.get("weight_map") if isinstance(content, dict) else None

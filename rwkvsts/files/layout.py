@@ -8,6 +8,8 @@ becomes one `CheckpointError` that says what, where, expected, found and what to
 from __future__ import annotations
 
 import math
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,6 +99,39 @@ def count(shape: tuple[int, ...], where: str) -> int:
         if total > MAX_ELEMENTS:
             raise refusal(where, "at most 2**48 elements", f"shape {list(shape)}")
     return total
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read without a buffer.
+
+    Raises CheckpointError for a pipe or a device, at which reading would wait or never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        found = "a folder" if path.is_dir() else "a pipe or a device"
+        raise refusal(str(path), "a regular file", found, "Give a file on a disk.")
+    return path.open("rb", buffering=0)
+
+
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_text(path: Path, most: int) -> str:
+    """A small UTF-8 file, without its byte order mark.
+
+    Raises CheckpointError for one of more than `most` bytes, or that is no UTF-8 text.
+    """
+    with open_regular(path) as file:
+        size = size_of(file)
+        if size > most:
+            raise refusal(str(path), f"at most {most} bytes", f"{size}")
+        raw = bytearray(size)
+        read_exactly(file, path, 0, memoryview(raw))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise refusal(str(path), "UTF-8 text", f"another byte at {error.start}") from error
 
 
 def read_exactly(file: BinaryIO, path: Path, start: int, target: memoryview) -> None:

@@ -169,6 +169,7 @@ VARIANTS = {
 # ---- names of a file ----------------------------------------------------------------------------
 
 FLA_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
+WRAPPERS = re.compile(r"\A(?:(?:module|model|base_model|_forward_module)\.)+")
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -201,6 +202,14 @@ class Naming:
         except ValueError as error:
             raise refusal(where, str(error), f"shape {list(shape)}") from error
         return [Part(block + part.name, part.shape, part.take) for part in found]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers of a model put before it, or torch.compile into it.
+
+    `module._orig_mod.blocks.0.ln1.weight` is `blocks.0.ln1.weight`.
+    """
+    return WRAPPERS.sub("", name.replace("_orig_mod.", ""))
 
 
 def canonical_name(name: str) -> str:
@@ -243,6 +252,6 @@ def _low_ranks_turned(shapes: Mapping[str, Shape]) -> bool:
     """Whether the low ranks of RWKV-7 lie [R, C] [C, R]: rwkv.cpp's do, others' shapes tell."""
     if any(name.endswith(".x_rwkvag") for name in shapes):
         return True
-    C = shapes.get("emb.weight", (0,))[-1]
+    C = (shapes.get("emb.weight") or (0,))[-1]
     down = [shape for name, shape in shapes.items() if re.search(r"\.att\.[wavg]1$", name)]
     return any(len(s) == 2 and s[0] != C and s[1] == C for s in down)

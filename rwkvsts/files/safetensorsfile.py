@@ -11,7 +11,6 @@ Assumes nothing about the file. Promises that the tensors it lists cover the fil
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -27,6 +26,7 @@ from .layout import (
     read_exactly,
     refusal,
     shown,
+    size_of,
 )
 
 DTYPE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,19}")
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
 
 def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     """Names and places of the tensors of an open safetensors file."""
-    file_bytes = os.fstat(file.fileno()).st_size
+    file_bytes = size_of(file)
     prefix = bytearray(8)
     read_exactly(file, path, 0, memoryview(prefix))
     header_bytes = int.from_bytes(prefix, "little")
