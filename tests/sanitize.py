@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "asan": ["tokenizer", "model", "cpu", "refusals", "grain", "checkpoint"],
+    "asan": ["tokenizer", "model", "cpu", "refusals", "grain", "checkpoint", "golden"],
     "tsan": ["model", "cpu", "grain"],
 }
 LIBRARIES = {"asan": ["libasan.so", "libubsan.so"], "tsan": ["libtsan.so"]}
