@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from . import _core
 from .errors import CheckpointError
+from .files.layout import read_text
 
 Text = str | bytes
 Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
 
 KINDS = ("world", "gpt2", "bytes")
 GPT2 = ("openai-community/gpt2", "tokenizer.json")
+MAX_VOCABULARY_BYTES = 64 * 2**20  # World's has 1.1 MB
+MOST_ID = 2**24 - 1  # as the core
 # Literals without an escape or an inner quote are their own text: most of the file, read quickly.
 PLAIN = re.compile(r"'[^'\\\0]*'|\"[^\"\\\0]*\"")
 
@@ -71,25 +74,23 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
     Raises CheckpointError, naming the line, for anything else.
     """
     entries: dict[int, bytes] = {}
-    try:
-        text = path.read_text("utf-8")  # turns \r\n into \n; splitlines would cut at more than that
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no vocabulary: it is not UTF-8 text ({error})") from error
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+    text = read_text(path, MAX_VOCABULARY_BYTES).replace("\r\n", "\n")
+    # Not splitlines, which would cut at more than a line's end.
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
             id_text, rest = line.split(" ", 1)
             literal, length = rest.rsplit(" ", 1)
             token, value = int(id_text), _literal(literal)
             if len(value) != int(length):
                 raise ValueError(f"the literal has {len(value)} bytes, not {length[:20]}")
-            if token < 1:
-                raise ValueError(f"id {token} is not above 0")
+            if not 1 <= token <= MOST_ID:
+                raise ValueError(f"the id is not in 1 .. {MOST_ID}")
             if token in entries:
                 raise ValueError(f"id {token} is there twice")
         except ValueError as error:
             raise CheckpointError(
                 f"{path}, line {number}: expected '<id> <literal> <bytes>', found "
-                f"{line[:60]!r}: {error}. Take rwkv_vocab_v20230424.txt as published."
+                f"{line[:60]!r}: {str(error)[:200]}. Take rwkv_vocab_v20230424.txt as published."
             ) from error
         entries[token] = value
     return entries
@@ -100,7 +101,7 @@ def _literal(text: str) -> bytes:
         return text[1:-1].encode()
     try:
         value = ast.literal_eval(text)
-    except (SyntaxError, MemoryError, RecursionError) as error:
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"no Python literal ({type(error).__name__})") from error
     if isinstance(value, str):
         return value.encode()
@@ -193,7 +194,9 @@ class GPT2Tokenizer:
         try:
             self._bpe: Any = FromFile.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path}: no tokenizer.json of `tokenizers`: {error}") from error
+            raise CheckpointError(
+                f"{path}: no tokenizer.json of `tokenizers`: {str(error)[:200]}"
+            ) from error
         _check_rows("the GPT-2 tokenizer", self._bpe.get_vocab_size() - 1, n_vocab)
 
     def encode(self, text: Text) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,16 @@ def test_words_with_unicode_spaces_do_not_break_rows(tmp_path: Path) -> None:
         ([*ROWS, "the 9 9 9"], "line 6: the word 'the' is there twice"),
         (["the 1 nan 2"], "line 1: expected finite numbers"),
         (["the 1 inf 2"], "line 1: expected finite numbers"),
-        (["the 1 x 2"], "line 1: expected numbers"),
+        (["cat 1 1 1", "the 1 x 2"], "line 2: expected numbers"),
+        ([*ROWS, "the cat sat"], "line 6: expected a word and 3 numbers, found 2"),
+        ([*ROWS, "on the old mat"], "line 6: expected numbers, found b'the old mat'"),
+        ([*ROWS, "owl 1 2 3 4"], "line 6: expected a word and 3 numbers, found 4"),
+        ([*ROWS, "", "owl 1 2 3"], "line 6: .* an empty line"),
+        (["a text of words", "and of more words"], "line 1: .* found b'a text of words'"),
+        (["owl 1 2 3", "own 4 5 6"], "expected vectors of the texts' 2 words, found none"),
         (["6 3", *ROWS], "expected 6 rows of word vectors, found 5"),
         (["a word"], "line 1: .* a header 'rows dimensions'"),
-        (["word"], "line 1: expected a word and 0 numbers"),
+        (["word"], "line 1: expected a word and its numbers"),
         (["5 4", *ROWS], "line 2: expected a word and 4 numbers, found 3"),
     ],
 )
@@ -78,11 +85,69 @@ def test_empty_cut_short_or_absent(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="cannot be read"):
         baselines.load_vectors(path, ["bird"])
-    write(tmp_path / "v.txt", ROWS).rename(tmp_path / "plain.gz")
-    with pytest.raises(DataError, match="cannot be read"):
-        baselines.load_vectors(tmp_path / "plain.gz", ["the"])
     with pytest.raises(DataError, match="No such file"):
         baselines.load_vectors(tmp_path / "absent.txt", ["the"])
+
+
+def test_the_content_tells_what_is_compressed(tmp_path: Path) -> None:
+    write(tmp_path / "v.txt", ROWS).rename(tmp_path / "plain.gz")
+    write(tmp_path / "v.gz", ROWS).rename(tmp_path / "packed.txt")
+    for name in ("plain.gz", "packed.txt"):
+        assert baselines.load_vectors(tmp_path / name, ["the"]).table.tolist() == [[1, 0, 2]]
+
+
+@pytest.mark.parametrize("header", [[], ["5 3"]])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\n\n", ""])
+@pytest.mark.parametrize("between", [" ", "\t", "  "])
+def test_marks_blanks_and_tabs_lose_no_word(
+    tmp_path: Path, header: list[str], bom: str, end: str, between: str
+) -> None:
+    rows = [row.replace(" ", between) for row in ROWS]
+    (tmp_path / "v.txt").write_bytes((bom + "\n".join(header + rows) + end).encode())
+    vectors = baselines.load_vectors(tmp_path / "v.txt", ["the dog owl"])
+    assert vectors.table.tolist() == [[1, 0, 2], [7, 7, 7]]
+    assert list(vectors.row) == ["the", "dog"]
+    assert (vectors.file_rows, vectors.asked, vectors.share) == (5, 3, 2 / 3)
+
+
+def test_words_with_blanks_as_in_glove_840b(tmp_path: Path) -> None:
+    """The last cells are the vector; what is before them is the word, even a blank or a tab."""
+    odd = [". . . 1 1 1", "at name@domain.com 2 2 2", "  3 3 3", "\t 4 4 4", "\x85 5 5 5"]
+    vectors = baselines.load_vectors(write(tmp_path / "v.txt", ROWS + odd), ["the . at"])
+    assert vectors.row == {"the": 0, ".": 1} and vectors.file_rows == 10
+    assert vectors.table.tolist() == [[1, 0, 2], [4, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\3\4\0\0glove.6B.50d.txt", "a zip: unpack it"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        ("the 1 2\n".encode("utf-16"), "in UTF-16: save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"x" * (1 << 21), "line 1: longer than 1048576 bytes"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "v.txt").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        baselines.load_vectors(tmp_path / "v.txt", ["the"])
+
+
+def test_a_line_that_never_ends_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "v.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(b"the 1 2\n")
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="line 2: longer than 1048576 bytes"):
+            baselines.load_vectors(path, ["the"])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 MEASURED = [

@@ -8,14 +8,47 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from ..errors import DataError
 
+BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which Windows writes; never a part of the text
+GZIP = b"\x1f\x8b"
+LONGEST_LINE = 16 << 20  # bytes, of JSON Lines
+FOREIGN = {
+    b"PK\3\4": "a zip: unpack it, and give the file inside",
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and give the file inside",
+    b"\x1f\x8b": "compressed by gzip: unpack it, and give the file inside",
+    b"\xff\xfe": "in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "in UTF-16: save it as UTF-8",
+    b"PAR1": "a Parquet file: give the text file",
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
+}
+
 Record = tuple[int, dict[str, Any]]  # line or row number (from 1), cell by column name
+
+
+def foreign_text(start: bytes) -> str | None:
+    """What a file is that was given for a text, by its first bytes, and what to do; None: a text.
+
+    >>> foreign_text(b"PK\\3\\4...")
+    'a zip: unpack it, and give the file inside'
+    """
+    if re.match(rb"\s*<(!doctype|html|head|body|\?xml)", start, re.IGNORECASE):
+        return "a web page: its address leads to a page about the file, or to an error"
+    return next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
+
+
+def open_plain_or_gzip(path: Path) -> BinaryIO:
+    """A file to read, unpacked on the way if it is gzip's: the content tells, not the name."""
+    file = path.open("rb")
+    if file.peek(2)[:2] != GZIP:
+        return file
+    return cast(BinaryIO, gzip.open(file))
 
 
 def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Record]:
@@ -26,14 +59,19 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
     texts may hold characters that `str.splitlines` takes for line ends.
     """
     strict = header is None
-    raw_lines = read_bytes(path).split(b"\n")
-    if raw_lines and not raw_lines[-1]:
-        raw_lines.pop()
+    content = read_bytes(path)
+    if what := foreign_text(content[:100]):
+        raise DataError(f"{path} is {what}")
+    raw_lines = content.split(b"\n")
+    while raw_lines and not raw_lines[-1].strip(b"\r"):
+        raw_lines.pop()  # empty lines at the end are none
     for line, raw in enumerate(raw_lines, 1):
         cells = decode_line(path, line, raw).split("\t")
         if header is None:
             header = tuple(cells)
             continue
+        if line == 1 and _same_names(cells, header):
+            continue  # a file that names its columns although as a rule it does not
         if len(cells) < len(header) or (strict and len(cells) > len(header)):
             raise DataError(
                 f"{path}, line {line}: expected {len(header)} tab separated columns, "
@@ -42,10 +80,16 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
         yield line, dict(zip(header, cells, strict=False))
 
 
+def _same_names(cells: list[str], header: tuple[str, ...]) -> bool:
+    """Whether these are the columns' names, `sentence1` being `sentence 1`."""
+    plain = [cell.strip().lower().replace(" ", "") for cell in cells[: len(header)]]
+    return plain[-3:] == [name.replace(" ", "") for name in header][-3:]
+
+
 def decode_line(path: str | Path, line: int, raw: bytes) -> str:
     """Text of a line of a UTF-8 file, without its end or the file's byte order mark."""
     if line == 1:
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        raw = raw.removeprefix(BOM)
     try:
         return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
@@ -70,10 +114,13 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
         found = pyarrow.parquet.read_schema(path).names
         need(path, found, columns)
         rows = pyarrow.parquet.read_table(path, columns=list(columns)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        # ValueError too: strings that are no UTF-8 come out as that.
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise DataError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); delete it and "
-            "load again"
+            f"{path}: not a readable Parquet file ({reason}); delete it and load again"
         ) from None
     yield from enumerate(rows, 1)
 
@@ -82,15 +129,19 @@ def read_jsonl_gz(path: Path) -> Iterator[Record]:
     """Objects of a gzip-compressed JSON Lines file, as (line number, object)."""
     line = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line, text in enumerate(file, 1):
-                row = json.loads(text)
+        with gzip.open(path) as file:
+            while raw := file.readline(LONGEST_LINE):
+                line += 1
+                if len(raw) == LONGEST_LINE:
+                    raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+                row = json.loads(raw.removeprefix(BOM).decode("utf-8"))
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object, found {type(row).__name__}")
                 yield line, row
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        reason = str(error)[:200]
         raise DataError(
-            f"{path}, after line {line}: not readable as gzip-compressed JSON Lines ({error}); "
+            f"{path}, line {line}: not readable as gzip-compressed JSON Lines ({reason}); "
             "delete it and load again"
         ) from None
 
