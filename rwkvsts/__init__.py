@@ -1,7 +1,7 @@
-"""RWKV-6 sentence embeddings: pooled hidden states of any set of layers in one pass.
+"""RWKV sentence embeddings: pooled hidden states of any set of layers in one pass.
 
 >>> import rwkvsts
->>> m = rwkvsts.RWKV6.from_pretrained("demo")
+>>> m = rwkvsts.load("demo")
 >>> m.encode(["A first sentence.", "And a second."], layers=[1, 3, 5]).shape
 (2, 3, 192)
 """
@@ -18,10 +18,14 @@ except ImportError as error:
         "outside the source tree, or build in it with pip install -e ."
     ) from error
 
+from .embedder import Embedder
 from .errors import CheckpointError, DataError, DeviceError, HubError
-from .model import RWKV6, Config, State
+from .model import RWKV, RWKV6, Config, State
 
-__all__ = ["RWKV6", "CheckpointError", "Config", "DataError", "DeviceError", "HubError", "State"]
+__all__ = ["RWKV", "RWKV6", "CheckpointError", "Config", "DataError", "DeviceError", "Embedder"]
+__all__ += ["HubError", "State", "load"]
+
+load = RWKV.from_pretrained
 
 try:
     __version__ = version("rwkvsts")

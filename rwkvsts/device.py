@@ -1,4 +1,4 @@
-"""What this machine offers: instruction sets, threads, CUDA devices; and what "auto" means here.
+"""What this machine offers: instruction sets and CUDA devices; and what "auto" means here.
 
 The CUDA part is a shared library of its own, absent from a CPU-only build and loaded only when it
 is asked for.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import _core
 from .errors import DeviceError
+from .processors import threads_here
+
+__all__ = ["CUDA_LIBRARY", "DTYPES", "Choice", "Cuda", "choose", "cuda_library", "parse"]
+__all__ += ["query_cuda", "threads_here"]
 
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -22,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Cuda:
-    """The first CUDA device: name, compute capability, memory in bytes."""
+    """A CUDA device: name, compute capability, memory in bytes."""
 
     name: str
     capability: tuple[int, int]
@@ -30,16 +34,30 @@ class Cuda:
     total: int
 
 
-def query_cuda() -> Cuda:
-    """The first CUDA device.
+@dataclass(frozen=True)
+class Choice:
+    """What a model is to run on: the CUDA device of that number, or the CPU for None."""
+
+    ordinal: int | None
+    dtype: str
+
+    @property
+    def device(self) -> str:
+        """As `device=` takes it."""
+        return "cpu" if self.ordinal is None else f"cuda:{self.ordinal}" if self.ordinal else "cuda"
+
+
+def query_cuda(ordinal: int = 0) -> Cuda:
+    """The CUDA device of a number, among those that the process sees.
 
     Raises
     ------
     DeviceError : there is none that can be used, with the reason
     """
+    asked = f"device={Choice(ordinal, '').device!r}"
     if not CUDA_LIBRARY.exists():
         raise DeviceError(
-            "device='cuda': this copy was built without CUDA; install it again where nvcc is, with "
+            f"{asked}: this copy was built without CUDA; install it again where nvcc is, with "
             "RWKVSTS_CUDA=1, or use device='cpu'"
         )
     text = ctypes.create_string_buffer(500)
@@ -48,12 +66,12 @@ def query_cuda() -> Cuda:
     try:
         query = ctypes.CDLL(str(CUDA_LIBRARY)).rwkvsts_cuda_query
     except (OSError, AttributeError) as error:
-        raise DeviceError(f"device='cuda': the CUDA part cannot be loaded: {error}") from error
+        raise DeviceError(f"{asked}: the CUDA part cannot be loaded: {error}") from error
     numbers = [ctypes.byref(number) for number in (major, minor, free, total)]
-    failed = query(text, ctypes.c_size_t(len(text)), *numbers)
+    failed = query(text, ctypes.c_size_t(len(text)), *numbers, ctypes.c_int(ordinal))
     message = text.value.decode(errors="replace")
     if failed:
-        raise DeviceError(f"device='cuda': {message}")
+        raise DeviceError(f"{asked}: {message}")
     return Cuda(message, (major.value, minor.value), free.value, total.value)
 
 
@@ -71,36 +89,41 @@ def cuda_library() -> str:
     return str(CUDA_LIBRARY)
 
 
-def threads_here() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+def parse(device: str) -> int | None:
+    """The number of the CUDA device that a name means; None for "auto" and "cpu"."""
+    named = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
+    if device not in ("auto", "cpu") and not named:
+        raise ValueError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    return int(named[1] or 0) if named else None
 
 
-def choose(device: str, dtype: str, instruction_set: str | None = None) -> tuple[str, str]:
+def choose(device: str, dtype: str, instruction_set: str | None = None) -> Choice:
     """Resolve "auto": CUDA where it can be used; bfloat16 where the hardware multiplies it, else
-    float16 on a GPU and float32 on a CPU."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'cuda'")
+    float16 on a GPU and float32 on a CPU.
+
+    device : "auto", "cpu", "cuda" (the first CUDA device) or "cuda:1", counted from 0
+    """
+    ordinal = parse(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype={dtype!r}: expected 'auto' or one of {', '.join(DTYPES)}")
     cuda = None
-    if device == "cuda":
-        cuda = query_cuda()
+    if ordinal is not None:
+        cuda = query_cuda(ordinal)
     elif device == "auto":
-        try:
+        with contextlib.suppress(DeviceError):
             cuda = query_cuda()
-        except DeviceError:
-            cuda = None
     if dtype == "auto":
-        if cuda is not None:
-            dtype = "bfloat16" if cuda.capability >= (8, 0) else "float16"
-        else:
-            # Where it is not an instruction bfloat16 is no faster than float32, and less exact.
-            usable = _core.cpu_features()
-            multiplies = [name for name in ("amx", "avx512bf16") if usable[name]]
-            taken = multiplies if instruction_set is None else [instruction_set]
-            dtype = "bfloat16" if set(taken) & set(multiplies) else "float32"
-    return ("cpu" if cuda is None else "cuda"), dtype
+        dtype = _dtype_of(cuda) if cuda else _dtype_of_cpu(instruction_set)
+    return Choice((ordinal or 0) if cuda else None, dtype)
+
+
+def _dtype_of(cuda: Cuda) -> str:
+    return "bfloat16" if cuda.capability >= (8, 0) else "float16"
+
+
+def _dtype_of_cpu(instruction_set: str | None) -> str:
+    """Where it is not an instruction bfloat16 is no faster than float32, and less exact."""
+    usable = _core.cpu_features()
+    multiplies = [name for name in ("amx", "avx512bf16") if usable[name]]
+    taken = multiplies if instruction_set is None else [instruction_set]
+    return "bfloat16" if set(taken) & set(multiplies) else "float32"

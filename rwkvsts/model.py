@@ -1,41 +1,42 @@
-"""RWKV6: a checkpoint becomes a model, texts become pooled hidden states.
+"""RWKV models: texts become pooled hidden states of any layers in one pass.
 
-Assumes weights and vocabulary read by checkpoint.py and tokenizer.py. Promises that a text's
-embedding depends on that text alone, whatever else is in the call; that bad input is refused with
-one clear exception; and that one model may be used by several threads at a time.
+Assumes a model that opening.py has opened. Promises that a text's embedding depends on that text
+alone, whatever else is in the call; that bad input is refused with one clear exception; and that
+one model may be used by several threads at a time.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import _core, batch
-from .device import choose, cuda_library, threads_here
+from . import batch
+from .embedder import (
+    POOLING,
+    FloatArray,
+    Layer,
+    Layers,
+    Prompt,
+    Request,
+    as_list,
+    check_range,
+    middle_layer,
+)
 from .errors import CheckpointError
-from .files.checkpoint import Checkpoint, open_checkpoint
-from .files.hub import fetch, resolve
-from .progress import bar
-from .tokenizer import Tokenizer, load
+from .opening import Opened, Options, open_model
+from .tokenizer import Tokenizer
 
-Layer = int | Literal["final"]
-Layers = Layer | Sequence[Layer]
-FloatArray = NDArray[np.float32]
+__all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "Config", "Layer", "Layers", "State"]
 
 PAPER_LAYERS: tuple[Layer, ...] = (1, 3, 5, 7, 9, 11)
-POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-DEMO = Path(__file__).parent / "assets" / "demo"
-PLACE = "{text}"
-MOST_BLOCKS, MOST_THREADS, MOST_ROWS = 4096, 1024, 2**24  # what the core takes
+MOST_ROWS = 2**24  # tokens of a pass that the core takes
+
+Model = TypeVar("Model", bound="RWKV")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,11 @@ class State(NamedTuple):
         return f"<State {', '.join(f'{n} {np.shape(a)}' for n, a in self._asdict().items())}>"
 
 
-class RWKV6:
-    """A loaded RWKV-6 model; make one with `from_pretrained`.
+class RWKV:
+    """A loaded RWKV model, an `Embedder`; make one with `rwkvsts.load` or `from_pretrained`.
+
+    A model pickles and deep-copies as what it was opened from, and is opened again from there, on
+    the device that was asked for: no weights travel. The files must be where they were.
 
     config : sizes of the checkpoint
     n_blocks : blocks loaded; layers 0 .. n_blocks-1 can be asked for
@@ -71,31 +75,42 @@ class RWKV6:
     source, revision : what was given to `from_pretrained`; the commit, if it was a repository
     """
 
-    def __init__(
-        self,
-        core: _core.Model,
-        tokenizer: Tokenizer | None,
-        source: str,
-        revision: str | None,
-        dtype: str,
-        n_blocks: int,
-    ) -> None:
-        self._core = core
-        self.tokenizer = tokenizer
-        self.config = Config(**core.config)
-        self.n_blocks = n_blocks
-        self.device, self.dtype = core.device, dtype
-        self.source, self.revision = source, revision
+    architecture: ClassVar[str] = "RWKV"
+    poolings = POOLING
+
+    def __init__(self, opened: Opened, options: Options | None = None) -> None:
+        self._core = opened.core
+        self._options = options
+        self.tokenizer: Tokenizer | None = opened.tokenizer
+        self.config = Config(**opened.core.config)
+        self.n_blocks = opened.blocks
+        self.device, self.dtype = opened.core.device, opened.dtype
+        self.source = "" if options is None else os.fspath(options.source)
+        self.revision = opened.revision
 
     def __repr__(self) -> str:
         return (
-            f"<RWKV6 {self.source}: {self.n_blocks} of {self.config.n_layer} blocks, "
-            f"{self.config.n_embd} wide, {self.dtype}, {self.device}>"
+            f"<{type(self).__name__} {self.source}: {self.n_blocks} of {self.config.n_layer} "
+            f"blocks, {self.config.n_embd} wide, {self.dtype}, {self.device}>"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._options is None:
+            raise TypeError(
+                f"this {type(self).__name__} cannot be pickled or copied: it was not opened from a "
+                "source, so there is nothing to open again. Make it with from_pretrained."
+            )
+        options = self._options
+        path = Path(os.path.expanduser(options.source))
+        if self.revision is not None:
+            options = replace(options, revision=self.revision)
+        elif options.source != "demo" and path.exists():
+            options = replace(options, source=path.absolute())  # from another folder, the same file
+        return _reopen, (options,)
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | os.PathLike[str],
         revision: str | None = None,
         device: str = "auto",
@@ -109,62 +124,74 @@ class RWKV6:
         threads: int | None = None,
         instruction_set: str | None = None,
         device_memory: int = 0,
-    ) -> RWKV6:
-        """Load a checkpoint.
+    ) -> Model:
+        """Load a checkpoint; the class that comes back is that of its architecture.
 
         Parameters
         ----------
         source : "demo" (the bundled model), a weight file, a folder, or a repository "org/name"
         revision, cache_dir, local_files_only, token : of the hub, as in huggingface_hub
-        device : "cpu", "cuda", or "auto": CUDA where it can be used
+        device : "cpu"; "cuda", or "cuda:1" for another than the first; "auto": CUDA where it can be
+            used
         dtype : "float32", "bfloat16", "float16" (CUDA only), or "auto": bfloat16 where the hardware
             multiplies it
         tokenizer : "world"; "gpt2", the paper's; "bytes", an id is a byte; None, for encode_ids
         max_layer : the highest layer that will be asked for; blocks above it are not loaded
-        threads : of the CPU; default: the processors that this process may use
+        threads : of the CPU; default: one a core that this process may use, hyperthreads not
+            counted, no more than a container's CPU quota
         instruction_set : of the CPU: "portable", "avx2", "avx512", "avx512bf16", "amx"; default:
             the best there is
         device_memory : bytes of GPU memory to stay within; 0: what is free
 
         Raises
         ------
-        CheckpointError : the files are damaged, incomplete, or not RWKV-6
+        CheckpointError : the files are damaged, incomplete, or not RWKV of this class
         HubError : the repository cannot be had
         DeviceError : the device cannot be used
+
+        Examples
+        --------
+        >>> import rwkvsts
+        >>> m = rwkvsts.load("demo", device="cpu")
+        >>> m.architecture, m.encode(["One text.", "Another."]).shape
+        ('RWKV-6', (2, 192))
         """
-        device, dtype = choose(device, dtype, instruction_set)
-        _check_range("max_layer", max_layer, 0, MOST_BLOCKS - 1)
-        _check_range("threads", threads, 1, MOST_THREADS)
-        _check_range("device_memory", device_memory, 0, sys.maxsize)
-        hub: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        name = os.fspath(source)
-        found = resolve(DEMO if name == "demo" else source, revision=revision, **hub)
-        with open_checkpoint(found) as checkpoint:
-            shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
-            n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
-            vocabulary = load(tokenizer, found.vocabulary, n_vocab, partial(fetch, **hub))
-            try:
-                core = _core.Model(
-                    [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],
-                    blocks=0 if max_layer is None else max_layer + 1,
-                    dtype=dtype,
-                    threads=threads or threads_here(),
-                    isa=instruction_set,
-                    cuda=device == "cuda",
-                    library=cuda_library() if device == "cuda" else None,
-                    budget=device_memory,
-                )
-                _fill(core, checkpoint)
-            except CheckpointError:
-                raise  # it names its file
-            except ValueError as error:
-                raise CheckpointError(f"{name}: {error}") from error
-        blocks = core.config["n_layer"] if max_layer is None else max_layer + 1
-        return cls(core, vocabulary, name, found.revision, dtype, blocks)
+        options = Options(
+            source,
+            revision,
+            device,
+            dtype,
+            tokenizer,
+            max_layer,
+            cache_dir,
+            local_files_only,
+            threads,
+            instruction_set,
+            device_memory,
+        )
+        model = _open(options, token)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"{model.source}: this is {model.architecture}, not {cls.architecture}: open it "
+                "with rwkvsts.load, which takes either"
+            )
+        return model
+
+    @property
+    def name(self) -> str:
+        """The last part of the source, for tables and plots."""
+        return Path(self.source).name
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer that can be asked for, lowest first."""
+        blocks: tuple[Layer, ...] = tuple(range(self.n_blocks))
+        return (*blocks, "final") if self.n_blocks == self.config.n_layer else blocks
+
+    @property
+    def width(self) -> int:
+        """C, the length of an embedding."""
+        return self.config.n_embd
 
     def memory(self) -> dict[str, int]:
         """Bytes on the device: "weights", "workspace" now, and the "peak" of both together."""
@@ -173,7 +200,7 @@ class RWKV6:
     def encode(
         self,
         texts: str | Sequence[str],
-        layers: Layers = PAPER_LAYERS,
+        layers: Layers | None = None,
         pooling: str = "mean",
         prompt: str | None = None,
         max_length: int | None = None,
@@ -190,7 +217,9 @@ class RWKV6:
         ----------
         texts : one text or many; none may be empty
         layers : i is the stream after block i, counted from 0: `hidden_states[i]` of the official
-            Hugging Face code, at true scale; "final" is after ln_out
+            Hugging Face code, at true scale; "final" is after ln_out. Default: the one layer
+            half-way up, n_layer // 2, because the last layers of a language model turn from what a
+            text says to what comes next; `model.layers` names them all
         pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
         prompt : put before each text, or around it where it holds "{text}". What comes before the
             text is run once for all, and is not pooled; what comes after it is
@@ -211,20 +240,19 @@ class RWKV6:
         MemoryError : the device has too little memory: fewer batch_tokens need less
         """
         tokenizer = self._need_tokenizer()
-        before, _, after = (prompt or "").partition(PLACE)
-        if before:
-            state = self.state(before, state)
-        request = _Request(layers, pooling, batch_tokens, normalize, show_progress, out, state)
-        prepare = batch.from_texts(tokenizer, max_length, after)
-        if isinstance(texts, str):
-            return self._encode([texts], (), prepare, request)
-        listed = list(texts)
-        return self._encode(listed, (len(listed),), prepare, request)
+        pieces = Prompt.of(prompt)
+        if pieces.before:
+            state = self.state(pieces.before, state)
+        request = self._request(layers, pooling, normalize, out)
+        prepare = batch.from_texts(tokenizer, max_length, pieces.after)
+        listed, axes = as_list(texts)
+        how = _Pass(state, batch_tokens, show_progress)
+        return self._encode(listed, axes, prepare, request, how)
 
     def encode_ids(
         self,
         ids: Sequence[Sequence[int]],
-        layers: Layers = PAPER_LAYERS,
+        layers: Layers | None = None,
         pooling: str = "mean",
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -235,10 +263,11 @@ class RWKV6:
         state: State | None = None,
     ) -> FloatArray:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
-        request = _Request(layers, pooling, batch_tokens, normalize, show_progress, out, state)
-        listed = list(ids)
+        request = self._request(layers, pooling, normalize, out)
         prepare = batch.from_ids(self.config.n_vocab, max_length)
-        return self._encode(listed, (len(listed),), prepare, request)
+        listed = list(ids)
+        how = _Pass(state, batch_tokens, show_progress)
+        return self._encode(listed, (len(listed),), prepare, request, how)
 
     def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
@@ -255,103 +284,72 @@ class RWKV6:
             raise ValueError("the model was loaded with tokenizer=None: use encode_ids")
         return self.tokenizer
 
-    def _columns(self, layers: Layers) -> NDArray[np.int32]:
-        """Layers as the core counts them, "final" being n_blocks."""
-        if not _is_one(layers) and not isinstance(layers, Iterable):
-            raise TypeError(f"layers={layers!r}: expected a layer or a list of layers")
-        listed: list[Any] = [layers] if _is_one(layers) else list(layers)  # type: ignore[arg-type]
-        if not listed:
-            raise ValueError("layers is empty: name at least one")
-        whole = self.n_blocks == self.config.n_layer
-        known: dict[Any, int] = {i: i for i in range(self.n_blocks)}
-        if whole:
-            known["final"] = self.n_blocks
-        for layer in listed:
-            if isinstance(layer, bool) or layer not in known:
-                raise ValueError(
-                    f"layer {layer!r}: this model holds layers 0 .. {self.n_blocks - 1}"
-                    + (' and "final"' if whole else "")
-                )
-        return np.array([known[layer] for layer in listed], np.int32)
+    def _request(
+        self,
+        layers: Layers | None,
+        pooling: str,
+        normalize: bool = False,
+        out: FloatArray | None = None,
+    ) -> Request:
+        middle = middle_layer(self.config.n_layer)
+        if layers is None and middle >= self.n_blocks:
+            raise ValueError(
+                f"the default layer is {middle}, half-way up, and max_layer={self.n_blocks - 1} "
+                "left it out: name the layers"
+            )
+        return Request.of(self, middle if layers is None else layers, pooling, normalize, out)
 
     def _encode(
-        self, items: list[Any], axes: tuple[int, ...], prepare: batch.Prepare, request: _Request
+        self,
+        items: list[Any],
+        axes: tuple[int, ...],
+        prepare: batch.Prepare,
+        request: Request,
+        how: _Pass,
     ) -> FloatArray:
         """axes : (S,), or () where the caller gave one str and wants no first axis."""
-        columns = self._columns(request.layers)
         if not items:
             raise ValueError("there is nothing to encode: the list is empty")
-        S, C = len(items), self.config.n_embd
-        each = () if _is_one(request.layers) else (len(columns),)
-        result = request.result((*axes, *each, C))
-        rows = result.reshape(S, len(columns), C)
-        settings = columns, POOLING.index(request.pooling)
-        limit = request.batch_tokens or 0
-        with batch.Bar(S, request.show_progress) as bar:
+        result, rows = request.result(axes, self.width)
+        settings = np.array(request.columns, np.int32), POOLING.index(request.pooling)
+        limit = how.batch_tokens or 0
+        with batch.Bar(len(items), how.show_progress) as bar:
             for first, (ids, start) in batch.ahead(items, prepare):
                 part = rows[first : first + len(start) - 1]
                 bar.expect(first, len(ids))
-                self._core.run(ids, start, *settings, part, request.state, False, limit, bar.update)
+                self._core.run(ids, start, *settings, part, how.state, False, limit, bar.update)
                 bar.update(len(part))
-                if request.normalize:
-                    length = np.linalg.norm(part, axis=-1, keepdims=True)
-                    np.divide(part, length, out=part, where=length > 0)
+                request.finish(part)
         return result
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What encode and encode_ids have in common, checked."""
+class _Pass:
+    """How the texts of a call are run; only `state` changes what comes out."""
 
-    layers: Layers
-    pooling: str
-    batch_tokens: int | None
-    normalize: bool
-    show_progress: bool | None
-    out: FloatArray | None
     state: State | None
+    batch_tokens: int | None
+    show_progress: bool | None
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLING:
-            raise ValueError(f"pooling={self.pooling!r}: expected one of {', '.join(POOLING)}")
-        _check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
-
-    def result(self, shape: tuple[int, ...]) -> FloatArray:
-        """The caller's array if it gave one that fits, else a new one."""
-        if self.out is None:
-            return np.empty(shape, np.float32)
-        out = self.out
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out is {type(out).__name__}: expected a NumPy array")
-        if (
-            out.dtype != np.float32
-            or out.shape != shape
-            or not out.flags.c_contiguous & out.flags.writeable
-        ):
-            raise ValueError(
-                f"out is {out.dtype} of shape {out.shape}: expected writable C-contiguous float32 "
-                f"of shape {shape}"
-            )
-        return out
+        check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
 
 
-def _is_one(layers: Layers) -> bool:
-    """Whether one layer is named, not several: the result has no axis for it then."""
-    return isinstance(layers, (int, str, np.integer))
+class RWKV6(RWKV):
+    """A loaded RWKV-6 "Finch" model; make one with `from_pretrained`."""
+
+    architecture = "RWKV-6"
 
 
-def _check_range(name: str, value: int | None, least: int, most: int) -> None:
-    if value is not None and not least <= value <= most:
-        raise ValueError(f"{name}={value}: expected {least} .. {most}")
+# What the core finds a file to be, and the class of such a model.
+ARCHITECTURES: dict[str, type[RWKV]] = {kind.architecture: kind for kind in (RWKV6,)}
 
 
-def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
-    """Hand over the tensors that the model wants, one at a time."""
-    names = [name for name in checkpoint.tensors if core.wants(name)]
-    for name in bar(names, "loading", unit=" tensors", leave=False):
-        array = checkpoint.read(name)
-        if array.dtype != np.float32:
-            array = array.view(np.uint16)
-        core.put(name, array, DTYPES[checkpoint.tensors[name].dtype])
-        del array  # before the next is read: one at a time
-    core.seal()
+def _open(options: Options, token: str | None = None) -> RWKV:
+    opened = open_model(options, token)
+    return ARCHITECTURES[getattr(opened.core, "architecture", "RWKV-6")](opened, options)
+
+
+def _reopen(options: Options) -> RWKV:
+    """What a pickle of a model names: it is opened again, with the credentials of this machine."""
+    return _open(options)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rwkvsts import RWKV6, _core
+from rwkvsts.opening import Opened
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
@@ -49,4 +50,4 @@ def model_on(
         if core.wants(name):
             core.put(name, a, "float32")
     core.seal()
-    return RWKV6(core, None, "random", None, dtype, core.config["n_layer"])
+    return RWKV6(Opened(core, None, dtype, core.config["n_layer"], None))

@@ -44,7 +44,7 @@ class Stand:
     def __init__(self) -> None:
         self.config = types.SimpleNamespace(n_layer=12, n_embd=2, n_vocab=300)
         self.device, self.dtype, self.source, self.revision = "cpu", "float32", "made/up", None
-        self.n_blocks = 12
+        self.n_blocks, self.width = 12, 2
 
     @classmethod
     def from_pretrained(cls, source: str, **how: Any) -> Stand:
@@ -52,12 +52,13 @@ class Stand:
         cls.chunks = []
         return cls()
 
-    def encode(self, texts: list[str], layers: Any, out: Any = None, **_: Any) -> np.ndarray:
+    def encode(self, texts: list[str], layers: Any = None, out: Any = None, **_: Any) -> np.ndarray:
         if self.fail_at is not None and sum(self.chunks) + len(texts) > self.fail_at:
             raise KeyboardInterrupt
         self.chunks.append(len(texts))
         rows = np.array([[len(t), ord(t.strip()[0])] for t in texts], np.float32)
         one = not isinstance(layers, list)
+        layers = self.n_blocks // 2 if layers is None else layers
         numbers = [100 if x == "final" else x for x in ([layers] if one else layers)]
         result = np.stack([rows + number for number in numbers], axis=1)
         result = result[:, 0] if one else result
@@ -73,7 +74,7 @@ class Stand:
 @pytest.fixture(autouse=True)
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
-    monkeypatch.setattr(embed, "RWKV6", fake)
+    monkeypatch.setattr(embed, "RWKV", fake)
     monkeypatch.setattr(experiment, "RWKV6", fake)
     return fake
 
@@ -130,6 +131,14 @@ def test_embed_one_layer_and_standard_input(
     assert cli.main(["embed", "-", "--out", str(out), "--layers", "final"]) == 0
     assert np.load(out).tolist() == rows(100)
     assert stand.asked["max_layer"] is None
+
+
+def test_embed_takes_the_layer_half_way_up_by_default(
+    texts: Path, tmp_path: Path, stand: type[Stand]
+) -> None:
+    out = tmp_path / "x.npy"
+    assert cli.main(["embed", str(texts), "--out", str(out)]) == 0
+    assert np.load(out).tolist() == rows(6) and stand.asked["max_layer"] is None
 
 
 def test_embed_does_not_replace_what_standard_input_reads(texts: Path) -> None:
@@ -206,8 +215,9 @@ def test_a_full_disk_is_told_before_writing(
 ) -> None:
     usage = types.SimpleNamespace(free=100)
     monkeypatch.setattr(embed.shutil, "disk_usage", lambda _: usage)
-    status, error = fails(capsys, "embed", str(texts), "--out", str(tmp_path / "x.npy"))
-    assert status == 1 and "192 bytes wanted, 100 free" in error  # 4 texts, 6 layers, 2 floats
+    argv = ["embed", str(texts), "--out", str(tmp_path / "x.npy"), "--layers", "0,1,2,3"]
+    status, error = fails(capsys, *argv)
+    assert status == 1 and "128 bytes wanted, 100 free" in error  # 4 texts, 4 layers, 2 floats
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
@@ -429,8 +439,10 @@ def test_info_tells_versions_devices_and_sizes(
     import dataclasses
 
     sizes = dataclasses.make_dataclass("Config", [("n_layer", int), ("n_embd", int)])(12, 192)
-    model = types.SimpleNamespace(source="made/up", revision="abc", config=sizes)
-    monkeypatch.setattr(info.RWKV6, "from_pretrained", lambda *_, **__: model)
+    model = types.SimpleNamespace(
+        source="made/up", revision="abc", config=sizes, architecture="RWKV-6"
+    )
+    monkeypatch.setattr(info.RWKV, "from_pretrained", lambda *_, **__: model)
     assert cli.main(["info", "made/up"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name.strip(): value.strip() for name, value in lines.items()}

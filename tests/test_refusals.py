@@ -184,7 +184,6 @@ def test_arguments_of_encode(tiny: RWKV6, arguments: dict, message: str) -> None
     [
         ({"ids": [1, 2]}, r"ids\[0\]: expected a list of integers"),
         ({"ids": [[1], [2, [3]]]}, r"ids\[1\]: expected a list of integers"),
-        ({"layers": None}, r"layers=None"),
         ({"layers": 1.0}, r"layers=1\.0"),
         ({"out": [0.0] * 64}, r"out is list"),
         ({"state": [1, 2, 3]}, r"a state is a tuple \(att_x, ffn_x, wkv\): found list"),

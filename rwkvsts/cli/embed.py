@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..data.readers import decode_line
 from ..errors import DataError
 from ..files.writing import replacing
-from ..model import RWKV6
+from ..model import RWKV
 from ..progress import bar
 from ..tokenizer import KINDS
 from .options import add_model_options, check_writable
@@ -28,12 +28,12 @@ CHUNK = 4096  # texts held in memory, and between two steps of the bar, in `embe
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "One text a line in, one row of a .npy file out: float32 [lines, layers, "
-    parser.description += "C], or [lines, C] for a single layer."
+    parser.description += "C], or [lines, C] for a single layer, as by default: that half-way up."
     parser.add_argument("file", metavar="FILE", help="UTF-8, one text a line; - for standard input")
     parser.add_argument("--out", type=Path, required=True, help=".npy file to write")
     add_model_options(parser, [*KINDS])
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
-    parser.set_defaults(run=run_embed)
+    parser.set_defaults(run=run_embed, layers=None)
 
 
 def run_embed(args: argparse.Namespace) -> None:
@@ -49,26 +49,28 @@ def run_embed(args: argparse.Namespace) -> None:
         count = sum(1 for _ in _texts(file, args.file))
         if count == 0:
             raise DataError(f"{args.file}: there is no text; give one text a line")
-        numbers = [layer for layer in args.layers if layer != "final"]
-        model = RWKV6.from_pretrained(
+        # None, the layer half-way up, lies in a depth that is not known yet.
+        some = args.layers is not None and "final" not in args.layers
+        model = RWKV.from_pretrained(
             args.model,
             revision=args.revision,
             device=args.device,
             dtype=args.dtype,
             tokenizer=args.tokenizer,
-            max_layer=max(numbers) if len(numbers) == len(args.layers) else None,
+            max_layer=max(args.layers) if some else None,
         )
         with replacing(args.out) as part:
             _embed(model, _texts(file, args.file), count, part, args)
 
 
 def _embed(
-    model: RWKV6, texts: Iterator[str], count: int, path: Path, args: argparse.Namespace
+    model: RWKV, texts: Iterator[str], count: int, path: Path, args: argparse.Namespace
 ) -> None:
     """Write the embeddings of `count` texts to a .npy file, a chunk at a time."""
-    one = len(args.layers) == 1
-    layers = args.layers[0] if one else list(args.layers)
-    shape = (count, *(() if one else (len(args.layers),)), model.config.n_embd)
+    layers = None if args.layers is None else list(args.layers)
+    if layers is not None and len(layers) == 1:
+        layers = layers[0]
+    shape = (count, *([len(layers)] if isinstance(layers, list) else []), model.width)
     # A full disk under a memory map ends the process instead of raising.
     free, wanted = shutil.disk_usage(path.parent).free, 4 * int(np.prod(shape))
     if wanted > free:

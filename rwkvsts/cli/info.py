@@ -8,7 +8,7 @@ from dataclasses import asdict
 from .. import device
 from .._core import cpu_features
 from ..errors import DeviceError
-from ..model import RWKV6
+from ..model import RWKV
 from ..study import machine
 
 
@@ -34,11 +34,13 @@ def run_info(args: argparse.Namespace) -> None:
         )
     except DeviceError as error:
         facts["cuda"] = str(error)
-    facts["auto"] = " ".join(device.choose("auto", "auto"))
+    auto = device.choose("auto", "auto")
+    facts["auto"] = f"{auto.device} {auto.dtype}"
     if args.model is not None:
         # One block tells the sizes of all.
-        model = RWKV6.from_pretrained(args.model, device="cpu", tokenizer=None, max_layer=0)
-        facts |= {"model": model.source, "revision": model.revision, **asdict(model.config)}
+        model = RWKV.from_pretrained(args.model, device="cpu", tokenizer=None, max_layer=0)
+        facts |= {"model": model.source, "architecture": model.architecture}
+        facts |= {"revision": model.revision, **asdict(model.config)}
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {'-' if value is None else value}")

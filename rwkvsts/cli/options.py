@@ -19,8 +19,18 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) ->
         "--layers", type=layer_list, default=PAPER_LAYERS, help="e.g. 1,3,5 or final"
     )
     parser.add_argument("--pooling", choices=POOLING, default="mean")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1"
+    )
     parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto")
+
+
+def device_name(text: str) -> str:
+    try:
+        device.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def layer_list(text: str) -> tuple[Layer, ...]:

@@ -1,0 +1,194 @@
+"""What a study or an adapter needs of a model: `Embedder`, and how each of them reads a call.
+
+RWKV, softmax-attention models of Hugging Face, trained sentence embedders and word vectors all fit
+the protocol, so that nothing above it needs to know which of them it has. Promises that the same
+wrong argument is refused with the same words by all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Layer = int | Literal["final"]
+Layers = Layer | Sequence[Layer]
+FloatArray = NDArray[np.float32]
+
+POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
+PLACE = "{text}"
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A model that turns texts into vectors.
+
+    name : short, for tables and plots; models of one name are not told apart there
+    architecture : what it is, in words: "RWKV-6", "llama", "word vectors"
+    source, revision : what it was opened from; the commit, if that was a repository
+    device, dtype : what it runs on, and the type of its weights and products
+    layers : every layer that can be asked for, lowest first: i is the residual stream after block
+        i, counted from 0 and not normed; "final" is after the last norm, or all that the model has
+    poolings : every pooling that can be asked for, the default first
+    width : C, the length of a vector
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def poolings(self) -> tuple[str, ...]: ...
+    @property
+    def width(self) -> int: ...
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+    ) -> FloatArray:
+        """float32 [S, len(layers), C]; no first axis for one str, no second for one layer."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: "weights", "workspace" now, and the "peak" of both together."""
+        ...
+
+
+def middle_layer(n_layer: int) -> int:
+    """The layer that `encode` takes when none is named: the one half-way up.
+
+    A language model's last layers turn towards the next token. Over 32 embedding tasks and several
+    architectures the layers around the middle did best (Skean et al., "Layer by Layer", ICML 2025).
+    """
+    return n_layer // 2
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in pieces, as its texts are read: before, text, between, text, ..., after.
+
+    between : one piece less than the readings of the text; empty for a single reading
+    """
+
+    before: str = ""
+    between: tuple[str, ...] = ()
+    after: str = ""
+
+    @classmethod
+    def of(cls, prompt: str | None) -> Prompt:
+        """Cut a prompt at each "{text}"; one without it is put before the text."""
+        pieces = (prompt or "").split(PLACE)
+        if len(pieces) == 1:
+            return cls(before=pieces[0])
+        return cls(pieces[0], tuple(pieces[1:-1]), pieces[-1])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every `encode` is asked besides its texts, checked.
+
+    columns : places of the layers asked for among the model's
+    one_layer : a single layer was named, so the result has no axis for layers
+    """
+
+    columns: tuple[int, ...]
+    one_layer: bool
+    pooling: str
+    normalize: bool
+    out: FloatArray | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Embedder,
+        layers: Layers,
+        pooling: str,
+        normalize: bool = False,
+        out: FloatArray | None = None,
+    ) -> Request:
+        """Raises ValueError for a layer or a pooling that the model has not."""
+        if pooling not in model.poolings:
+            expected = f"expected one of {', '.join(model.poolings)}"
+            raise ValueError(f"pooling={pooling!r}: {expected}")
+        one = isinstance(layers, (int, str, np.integer))
+        if not one and not isinstance(layers, Iterable):
+            raise TypeError(f"layers={layers!r}: expected a layer or a list of layers")
+        listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
+        if not listed:
+            raise ValueError("layers is empty: name at least one")
+        place = {layer: i for i, layer in enumerate(model.layers)}
+        for layer in listed:
+            if isinstance(layer, bool) or layer not in place:
+                raise ValueError(f"layer {layer!r}: this model holds {_in_words(model.layers)}")
+        return cls(tuple(place[layer] for layer in listed), one, pooling, normalize, out)
+
+    def result(self, texts: tuple[int, ...], width: int) -> tuple[FloatArray, FloatArray]:
+        """The array to return, the caller's if it gave one that fits; and its rows to fill.
+
+        texts : (S,), or () where the caller gave one str
+        rows : float32 [S, len(columns), C], a view of the result
+        """
+        shape = (*texts, *(() if self.one_layer else (len(self.columns),)), width)
+        result = np.empty(shape, np.float32) if self.out is None else _fitting(self.out, shape)
+        return result, result.reshape(-1, len(self.columns), width)
+
+    def finish(self, rows: FloatArray) -> None:
+        """Scale rows [..., C] to length 1 where that was asked; a zero row stays zero."""
+        if self.normalize:
+            length = np.linalg.norm(rows, axis=-1, keepdims=True)
+            np.divide(rows, length, out=rows, where=length > 0)
+
+
+def as_list(texts: str | Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
+    """Texts as a list, and the first axes of the result: none for one str."""
+    if isinstance(texts, str):
+        return [texts], ()
+    listed = list(texts)
+    if not listed:
+        raise ValueError("there is nothing to encode: the list is empty")
+    return listed, (len(listed),)
+
+
+def check_range(name: str, value: int | None, least: int, most: int) -> None:
+    """ValueError for a value outside; None is inside."""
+    if value is not None and not least <= value <= most:
+        raise ValueError(f"{name}={value}: expected {least} .. {most}")
+
+
+def _in_words(layers: tuple[Layer, ...]) -> str:
+    numbers = [layer for layer in layers if layer != "final"]
+    words = [f"layers {numbers[0]} .. {numbers[-1]}"] if numbers else []
+    return " and ".join(words + ['"final"'] * ("final" in layers))
+
+
+def _fitting(out: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is {type(out).__name__}: expected a NumPy array")
+    sound = out.flags.c_contiguous and out.flags.writeable
+    if out.dtype != np.float32 or out.shape != shape or not sound:
+        raise ValueError(
+            f"out is {out.dtype} of shape {out.shape}: expected writable C-contiguous float32 "
+            f"of shape {shape}"
+        )
+    return out

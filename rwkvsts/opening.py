@@ -1,0 +1,120 @@
+"""From a source to a model on its device: files found, tensors read one at a time, core sealed.
+
+Assumes an RWKV of any architecture that the core knows. Promises that no more than one tensor is in
+memory beside the model itself, and that blocks above the highest layer are not read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .device import Choice, choose, cuda_library, threads_here
+from .embedder import check_range
+from .errors import CheckpointError
+from .files.checkpoint import Checkpoint, open_checkpoint
+from .files.hub import fetch, resolve
+from .progress import bar
+from .tokenizer import Tokenizer, load
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DEMO = Path(__file__).parent / "assets" / "demo"
+MOST_BLOCKS, MOST_THREADS = 4096, 1024  # what the core takes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model was asked for, so that it can be opened again; see `RWKV6.from_pretrained`."""
+
+    source: str | os.PathLike[str]
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    tokenizer: str | None = "world"
+    max_layer: int | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    threads: int | None = None
+    instruction_set: str | None = None
+    device_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sealed model and what was found out on the way."""
+
+    core: _core.Model
+    tokenizer: Tokenizer | None
+    dtype: str
+    blocks: int
+    revision: str | None  # the commit, where the source is a repository
+
+
+def open_model(options: Options, token: str | None = None) -> Opened:
+    """Open what the options name.
+
+    Raises what `RWKV6.from_pretrained` says.
+    """
+    choice = choose(options.device, options.dtype, options.instruction_set)
+    check_range("max_layer", options.max_layer, 0, MOST_BLOCKS - 1)
+    check_range("threads", options.threads, 1, MOST_THREADS)
+    check_range("device_memory", options.device_memory, 0, sys.maxsize)
+    hub: dict[str, Any] = {
+        "cache_dir": options.cache_dir,
+        "local_files_only": options.local_files_only,
+        "token": token,
+    }
+    name = os.fspath(options.source)
+    place = DEMO if name == "demo" else options.source
+    found = resolve(place, revision=options.revision, **hub)
+    with open_checkpoint(found) as checkpoint:
+        shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
+        n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
+        vocabulary = load(options.tokenizer, found.vocabulary, n_vocab, partial(fetch, **hub))
+        try:
+            core = _core.Model(
+                [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],
+                **_core_options(options, choice),
+            )
+            _fill(core, checkpoint)
+        except CheckpointError:
+            raise  # it names its file
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}") from error
+    blocks = core.config["n_layer"] if options.max_layer is None else options.max_layer + 1
+    return Opened(core, vocabulary, choice.dtype, blocks, found.revision)
+
+
+def _core_options(options: Options, choice: Choice) -> dict[str, Any]:
+    cuda = choice.ordinal is not None
+    wanted: dict[str, Any] = {
+        "blocks": 0 if options.max_layer is None else options.max_layer + 1,
+        "dtype": choice.dtype,
+        "threads": options.threads or threads_here(),
+        "isa": options.instruction_set,
+        "cuda": cuda,
+        "library": cuda_library() if cuda else None,
+        "budget": options.device_memory,
+    }
+    if choice.ordinal:
+        wanted["ordinal"] = choice.ordinal
+    return wanted
+
+
+def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
+    """Hand over the tensors that the model wants, one at a time."""
+    names = [name for name in checkpoint.tensors if core.wants(name)]
+    for name in bar(names, "loading", unit=" tensors", leave=False):
+        array = checkpoint.read(name)
+        if array.dtype != np.float32:
+            array = array.view(np.uint16)
+        core.put(name, array, DTYPES[checkpoint.tensors[name].dtype])
+        del array  # before the next is read: one at a time
+    core.seal()
