@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tinymodel import random_weights
 from rwkvsts import RWKV6
 from rwkvsts.errors import CheckpointError, HubError
 from rwkvsts.files.checkpoint import open_checkpoint
-from rwkvsts.files.hub import Source, resolve
+from rwkvsts.files.hub import Source, fetch, resolve
 
 OLD, NEW = "a" * 40, "b" * 40
 VOCABULARY = "rwkv_vocab_v20230424.txt"
@@ -96,8 +97,67 @@ class TestPaths:
     def test_several_models_are_refused_by_name(self, tmp_path: Path) -> None:
         for name in ("small.pth", "large.pth"):
             write_torch(tmp_path / name, ARRAYS)
-        with pytest.raises(CheckpointError, match=r"2 weight files: large.pth, small.pth"):
+        with pytest.raises(CheckpointError, match="2 weight files: large.pth, small") as caught:
             resolve(tmp_path)
+        assert "file='large.pth' (--file on the command line)" in str(caught.value)
+        for name in ("small.pth", "large.pth"):
+            assert resolve(tmp_path, file=name).files == (tmp_path / name,)
+        with pytest.raises(CheckpointError, match=r"file='no.pth', found .* there is large.pth"):
+            resolve(tmp_path, file="no.pth")
+        with pytest.raises(CheckpointError, match="small.pth is a file itself; leave file= out"):
+            resolve(tmp_path / "small.pth", file="small.pth")
+
+    def test_what_training_leaves_is_no_model(self, tmp_path: Path) -> None:
+        for name in ("RWKV.pth", "training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+            write_torch(tmp_path / name, ARRAYS)
+        assert resolve(tmp_path).files == (tmp_path / "RWKV.pth",)
+
+    def test_weights_in_a_subfolder(self, tmp_path: Path) -> None:
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+        write_torch(tmp_path / "a" / "x.pth", ARRAYS)
+        (tmp_path / VOCABULARY).write_text("")
+        source = resolve(tmp_path)
+        assert source.files == (tmp_path / "a" / "x.pth",)
+        assert source.vocabulary == tmp_path / VOCABULARY
+        write_torch(tmp_path / "b" / "y.pth", ARRAYS)
+        with pytest.raises(CheckpointError, match="2 weight files: a/x.pth, b/y.pth"):
+            resolve(tmp_path)
+        for file in ("b/y.pth", "y.pth"):
+            assert resolve(tmp_path, file=file).files == (tmp_path / "b" / "y.pth",)
+        write_torch(tmp_path / "top.pth", ARRAYS)
+        assert resolve(tmp_path).files == (tmp_path / "top.pth",)
+
+    @pytest.mark.parametrize("name", ["x.st", "weights"])
+    def test_a_file_that_is_given_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+        write_safetensors(tmp_path / name, ARRAYS)
+        assert resolve(tmp_path / name).files == (tmp_path / name,)
+
+    def test_an_index_may_be_given_itself(self, tmp_path: Path) -> None:
+        index = write_sharded(tmp_path, ARRAYS, ".bin")
+        assert resolve(index) == replace(resolve(tmp_path), name=str(index))
+        assert resolve(tmp_path, file=index.name) == resolve(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "call"),
+        [
+            ("org/m/x.pth", "source='org/m', file='x.pth'"),
+            ("https://huggingface.co/org/m", "source='org/m'"),
+            (
+                "https://huggingface.co/org/m/resolve/main/a/x.pth?download=true",
+                "source='org/m', file='a/x.pth'",
+            ),
+            ("https://hf.co/org/m/blob/v1/x.pth", "source='org/m', revision='v1', file='x.pth'"),
+        ],
+    )
+    def test_an_address_says_how_to_give_it(self, name: str, call: str) -> None:
+        with pytest.raises(FileNotFoundError, match="no such path") as caught:
+            resolve(name)
+        assert f"is given as {call}." in str(caught.value)
+
+    def test_a_path_with_a_nul_is_no_path(self) -> None:
+        with pytest.raises(FileNotFoundError, match="no NUL"):
+            resolve("a\0b")
 
     def test_folder_without_weights(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="no weight file"):
@@ -123,6 +183,12 @@ class TestPaths:
         assert resolve(tmp_path).vocabulary == tmp_path / "my_vocab_1.txt"
         (tmp_path / "my_vocab_2.txt").write_text("")
         assert resolve(tmp_path).vocabulary is None
+        assert resolve(tmp_path).vocabularies == ("my_vocab_1.txt", "my_vocab_2.txt")
+        named = resolve(tmp_path, vocabulary="my_vocab_2.txt")
+        assert (named.vocabulary, named.vocabularies) == (tmp_path / "my_vocab_2.txt", ())
+        assert resolve(tmp_path / "x.pth", vocabulary="my_vocab_1.txt").vocabulary is not None
+        with pytest.raises(CheckpointError, match="vocabulary='none.txt'.*there is my_vocab_1.txt"):
+            resolve(tmp_path, vocabulary="none.txt")
         (tmp_path / VOCABULARY).write_text("")
         assert resolve(tmp_path).vocabulary == tmp_path / VOCABULARY
 
@@ -263,6 +329,40 @@ class TestRepository:
         assert resolve(REPO, cache_dir=cache).files[0].name == "RWKV-x060.pth"
 
 
+    def test_one_of_several_files(self, hub: Hub, cache: Path) -> None:
+        files = hub.repos[REPO].commits[NEW]
+        files["b.pth"] = files.pop("pytorch_model.bin")
+        files["a.pth"] = hub.repos[REPO].commits[OLD]["pytorch_model.bin"]
+        source = resolve(REPO, file="a.pth", cache_dir=cache)
+        assert hub.fetched() == {"a.pth", VOCABULARY}
+        assert values(source)["head.weight"] == [-1.0] * 12
+        hub.stop()
+        assert resolve(REPO, file="a.pth", cache_dir=cache) == source
+        with pytest.raises(HubError, match="file='b.pth', found no such file; there is a.pth"):
+            resolve(REPO, file="b.pth", cache_dir=cache)
+
+    def test_a_subfolder(self, hub: Hub, cache: Path) -> None:
+        """Chosen once, from one listing; or refused before anything is transferred."""
+        files = hub.repos[REPO].commits[NEW]
+        files["models [v1]/x.pth"] = files.pop("pytorch_model.bin")
+        source = resolve(REPO, cache_dir=cache)
+        assert hub.fetched() == {"models [v1]/x.pth", VOCABULARY}
+        assert source.vocabulary is not None and source.vocabulary.name == VOCABULARY
+        assert values(source)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
+        hub.stop()
+        assert resolve(REPO, cache_dir=cache) == source
+
+    def test_shards_in_a_subfolder(self, hub: Hub, cache: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "sharded"
+        folder.mkdir()
+        write_sharded(folder, ARRAYS, ".safetensors")
+        inner = {f"hf/{name}": content for name, content in contents(folder).items()}
+        hub.repos[REPO].commits[NEW] = inner
+        source = resolve(REPO, cache_dir=cache)
+        assert values(source)["emb.weight"] == ARRAYS["emb.weight"].ravel().tolist()
+        assert hub.fetched() == set(inner)
+
+
 class TestRefusals:
     def test_unknown_repository(self, hub: Hub, cache: Path) -> None:
         for token in (None, "some-token"):  # 401 and 404.
@@ -282,7 +382,12 @@ class TestRefusals:
             resolve(REPO, cache_dir=cache)
 
     @pytest.mark.parametrize(
-        ("status", "words"), [(401, "access denied"), (403, "access denied"), (410, "hub refused")]
+        ("status", "words"),
+        [
+            (401, "the token that was sent is not accepted.*public repository needs none.*unset"),
+            (403, "access denied"),
+            (410, "hub refused"),
+        ],
     )
     def test_other_refusals(self, hub: Hub, cache: Path, status: int, words: str) -> None:
         hub.status = status
@@ -330,6 +435,31 @@ class TestRefusals:
         online = resolve(REPO, cache_dir=cache)
         hub.status = 503
         assert resolve(REPO, cache_dir=cache) == online
+
+    @pytest.mark.parametrize("status", [408, 429, 500, 503])
+    def test_a_hub_that_is_busy_leaves_the_cache(
+        self, hub: Hub, cache: Path, status: int
+    ) -> None:
+        online = resolve(REPO, cache_dir=cache)
+        hub.status = status
+        assert resolve(REPO, cache_dir=cache) == online
+        assert fetch(REPO, VOCABULARY, cache_dir=cache) == online.vocabulary
+        with pytest.raises(HubError, match="wait a while" if status < 500 else "check the network"):
+            resolve(REPO, cache_dir=cache.parent / "other")
+
+    def test_forbidden_by_the_environment(
+        self, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        online = resolve(REPO, cache_dir=cache)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert resolve(REPO, cache_dir=cache) == online
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids to ask the hub: unset it"):
+            resolve(REPO, cache_dir=cache.parent / "other")
+
+    def test_a_cache_that_cannot_be_written(self, hub: Hub, cache: Path) -> None:
+        cache.write_text("a file in the place of the folder")
+        with pytest.raises(HubError, match=r"the cache cannot be written .* cache_dir="):
+            resolve(REPO, cache_dir=cache)
 
     def test_name_that_cannot_be_a_repository(self, hub: Hub, cache: Path) -> None:
         with pytest.raises(HubError, match="not a repository's name"):
