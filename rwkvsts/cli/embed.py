@@ -1,121 +1,185 @@
-"""`rwkvsts embed`: the lines of a file in, a .npy file of their embeddings out."""
+"""`rwkvsts embed`: texts in, embeddings out; a folder of shards, or one .npy file.
+
+Promises that every input is read and checked before the model is loaded, and says on standard
+error what runs, how far it is and what became of the rows.
+"""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+import os
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..data.readers import decode_line
+from .. import corpus
+from ..corpus.meter import say
+from ..embedder import middle_layer
 from ..errors import DataError
-from ..files.writing import replacing
 from ..model import RWKV
-from ..progress import bar
 from ..tokenizer import KINDS
 from .options import add_model_options, check_writable
 
-CHUNK = 4096  # texts held in memory, and between two steps of the bar, in `embed`
+# Names that promise a format which is not written here.
+FOREIGN = (
+    *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".npz"),
+    *(".pt", ".pth", ".pkl", ".h5", ".hdf5", ".safetensors", ".gz", ".zst", ".zip"),
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = "One text a line in, one row of a .npy file out: float32 [lines, layers, "
-    parser.description += "C], or [lines, C] for a single layer, as by default: that half-way up."
-    parser.add_argument("file", metavar="FILE", help="UTF-8, one text a line; - for standard input")
-    parser.add_argument("--out", type=Path, required=True, help=".npy file to write")
+    parser.description = (
+        "Texts from files, folders, globs or standard input; one row a text out. --out NAME.npy "
+        "makes one array, float32 [rows, layers, C], or [rows, C] for a single layer, as by "
+        "default: that half-way up. Any other --out is a folder of Parquet shards with a manifest; started again after a crash, the "
+        "same command goes on where it was."
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="text (one a line), .jsonl, .csv, .tsv or .parquet, also .gz and .zst of them; "
+        "- for standard input",
+    )
+    parser.add_argument("--out", required=True, help="folder, or .npy file, to write")
     add_model_options(parser, [*KINDS])
+    parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")
+    parser.add_argument("--max-length", type=int, help="tokens after which a text is cut")
+    parser.add_argument("--normalize", action="store_true", help="scale every row to length 1")
+    _add_input_options(parser)
+    _add_output_options(parser)
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
     parser.set_defaults(run=run_embed, layers=None)
 
 
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--input-format", choices=corpus.FORMATS, help="of all inputs; default: by their names"
+    )
+    group.add_argument("--column", default="text", help="that holds the texts; default: text")
+    group.add_argument("--id-column", help="that names a row in the output; default: its number")
+    group.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN", help="to copy; may be repeated"
+    )
+    group.add_argument(
+        "--on-empty",
+        choices=corpus.ON_EMPTY,
+        default="error",
+        help="a row without a text: stop before anything is computed (default), leave it out, or "
+        "put null in its place (NaN in .npy)",
+    )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--dtype-out", choices=("float32", "float16"), default="float32")
+    group.add_argument(
+        "--format",
+        choices=("parquet", "npy"),
+        default="parquet",
+        help="of a folder's shards; npy puts the ids and kept columns in Parquet beside it",
+    )
+    group.add_argument("--shard-rows", type=int, help="rows of a shard; default: 256 MiB or 16384")
+
+
 def run_embed(args: argparse.Namespace) -> None:
-    """`rwkvsts embed`: two passes over the file, so that no more than a chunk is held at a time."""
-    if args.out.exists() and not args.out.is_file():  # it would be replaced, even /dev/null
-        what = "a folder" if args.out.is_dir() else "no plain file"
-        raise DataError(f"--out: {args.out} is {what}; give the name of a .npy file")
-    check_writable(args.out.parent)
-    with _opened(args.file) as file:
-        name = "/dev/stdin" if args.file == "-" else args.file
-        if args.out.exists() and args.out.samefile(name):
-            raise DataError(f"--out: {args.out} is the file of texts; give another name")
-        count = sum(1 for _ in _texts(file, args.file))
-        if count == 0:
-            raise DataError(f"{args.file}: there is no text; give one text a line")
-        # None, the layer half-way up, lies in a depth that is not known yet.
-        some = args.layers is not None and "final" not in args.layers
-        model = RWKV.from_pretrained(
-            args.model,
-            revision=args.revision,
-            device=args.device,
-            dtype=args.dtype,
-            tokenizer=args.tokenizer,
-            max_layer=max(args.layers) if some else None,
+    """`rwkvsts embed`."""
+    single = _is_file(args)
+    out = Path(args.out)
+    if single:
+        check_writable(out.parent)
+    else:
+        corpus.job_in(out)
+    sources = corpus.find(args.inputs, args.input_format)
+    _check_apart(out, sources, args.inputs)
+    columns = corpus.Columns(args.column, args.id_column, tuple(args.keep))
+    found = corpus.survey(sources, columns, args.on_empty)
+    model = _load(args)
+    layers = args.layers or (middle_layer(model.config.n_layer),)
+    options = corpus.Options(
+        layers=layers,
+        pooling=args.pooling,
+        prompt=args.prompt,
+        max_length=args.max_length,
+        normalize=args.normalize,
+        dtype=args.dtype_out,
+        on_empty=args.on_empty,
+        format=args.format,
+        shard_rows=args.shard_rows,
+    )
+    _say_what_runs(model, options)
+    embed = corpus.to_npy if single else corpus.to_folder
+    counts = embed(model, found, out, options, args.batch_tokens)
+    say(_summary(counts, options, out))
+
+
+def _is_file(args: argparse.Namespace) -> bool:
+    """Whether --out names one .npy file; a folder otherwise. Refuses what is neither."""
+    name = Path(args.out)
+    if args.out == "-" or name.suffix.lower() in FOREIGN:
+        raise DataError(
+            f"--out: {args.out!r} is neither a .npy file nor a folder, which alone are written; "
+            "name one of them"
         )
-        with replacing(args.out) as part:
-            _embed(model, _texts(file, args.file), count, part, args)
+    if name.suffix.lower() != ".npy":
+        if name.exists() and not name.is_dir():
+            raise DataError(f"--out: {name} is a file; name a folder, or a .npy file")
+        return False
+    if name.exists() and not name.is_file():  # it would be replaced, even a device
+        what = "a folder" if name.is_dir() else "no plain file"
+        raise DataError(f"--out: {name} is {what}; give the name of a .npy file")
+    for option, given in (
+        ("--id-column", args.id_column),
+        ("--keep", args.keep),
+        ("--shard-rows", args.shard_rows),
+        ("--format", args.format != "parquet"),
+    ):
+        if given:
+            raise DataError(f"{option}: a .npy file holds embeddings alone; name a folder by --out")
+    return True
 
 
-def _embed(
-    model: RWKV, texts: Iterator[str], count: int, path: Path, args: argparse.Namespace
-) -> None:
-    """Write the embeddings of `count` texts to a .npy file, a chunk at a time."""
-    layers = None if args.layers is None else list(args.layers)
-    if layers is not None and len(layers) == 1:
-        layers = layers[0]
-    shape = (count, *([len(layers)] if isinstance(layers, list) else []), model.width)
-    # A full disk under a memory map ends the process instead of raising.
-    free, wanted = shutil.disk_usage(path.parent).free, 4 * int(np.prod(shape))
-    if wanted > free:
-        raise OSError(f"{args.out}: {wanted} bytes wanted, {free} free on its disk")
-    rows: NDArray[np.float32] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    with bar(total=count, unit=" texts") as done:
-        start = 0
-        while chunk := list(islice(texts, CHUNK)):
-            model.encode(
-                chunk,
-                layers=layers,
-                pooling=args.pooling,
-                batch_tokens=args.batch_tokens,
-                show_progress=False,
-                out=rows[start : start + len(chunk)],
+def _check_apart(out: Path, sources: list[corpus.Source], inputs: list[str]) -> None:
+    """Refuse an output that would replace an input, or become one when the job is started again."""
+    for source in sources:
+        name = "/dev/stdin" if source.name == "-" else source.name
+        if out.is_file() and os.path.exists(name) and out.samefile(name):
+            raise DataError(f"--out: {out} is the file of texts; give another name")
+    for name in inputs:
+        if os.path.isdir(name) and Path(name).resolve() in [out.resolve(), *out.resolve().parents]:
+            raise DataError(
+                f"--out: {out} lies in the folder of texts {name}; choose another place"
             )
-            start += len(chunk)
-            done.update(len(chunk))
 
 
-@contextmanager
-def _opened(name: str) -> Iterator[BinaryIO]:
-    """The file of texts, at its start; a pipe is copied to disk first, because it is read twice."""
-    if name == "-" and sys.stdin is None:
-        raise DataError("-: standard input is closed; give a file or pipe texts in")
-    try:
-        source = sys.stdin.buffer if name == "-" else open(name, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}); check the name") from None
-    with ExitStack() as stack:
-        if name != "-":
-            stack.enter_context(source)
-            if source.seekable():
-                yield source
-                return
-        spool = stack.enter_context(tempfile.TemporaryFile())
-        shutil.copyfileobj(source, spool)
-        yield spool
+def _load(args: argparse.Namespace) -> RWKV:
+    # None, the layer half-way up, lies in a depth that is not known yet.
+    some = args.layers is not None and "final" not in args.layers
+    return RWKV.from_pretrained(
+        args.model,
+        revision=args.revision,
+        device=args.device,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        max_layer=max(args.layers) if some else None,
+        threads=args.threads,
+    )
 
 
-def _texts(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a file, from its start, without their ends; each must hold text."""
-    file.seek(0)
-    for line, raw in enumerate(file, 1):
-        text = decode_line(name, line, raw)
-        if not text:
-            raise DataError(f"{name}, line {line}: expected a text, found none; remove the line")
-        yield text
+def _say_what_runs(model: RWKV, options: corpus.Options) -> None:
+    layers = ",".join(map(str, options.layers))
+    say(
+        f"rwkvsts: model {model.source} ({model.n_blocks} of {model.config.n_layer} blocks, "
+        f"{model.width} wide), {model.device}, {model.dtype}; layers {layers}, "
+        f"{options.pooling} pooling"
+    )
+
+
+def _summary(counts: corpus.Counts, options: corpus.Options, out: Path) -> str:
+    parts = [f"rwkvsts: {out}: {counts.rows - counts.empty} texts, {counts.tokens} tokens"]
+    if counts.empty:
+        became = "left out" if options.on_empty == "skip" else "null"
+        parts.append(f"{counts.empty} empty rows {became}")
+    if counts.cut:
+        parts.append(f"{counts.cut} texts cut at {options.max_length} tokens")
+    return ", ".join(parts)

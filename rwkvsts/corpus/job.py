@@ -1,0 +1,161 @@
+"""A corpus job: reading, tokenising, computing and writing at the same time.
+
+Three threads share the work: one reads, cuts and tokenises the next block, the caller's computes,
+one writes the block before. Where a block is cut decides nothing about a text's bits, which depend
+on that text alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .blocks import Block, Counts, Survey, cut, prepare
+from .meter import Meter
+from .options import Options, identity
+from .output import Folder, Rows, narrow, npy_file, room_for
+from .overlap import ahead
+
+READY = 2  # blocks read before they are computed
+WRITING = 2  # blocks computed and not yet written
+TARGET = 1.0  # seconds that a call of the model should take: the bar moves and Ctrl-C is heard
+LEAST = 2048  # tokens of a call: fewer would leave a pass half empty
+
+
+def to_folder(
+    model: Any,
+    found: Survey,
+    out: Path,
+    options: Options,
+    batch_tokens: int | None = None,
+) -> Counts:
+    """Embed the inputs into a folder of shards; goes on after the last whole shard of an
+    interrupted run. Returns the counts of the whole job.
+
+    Parameters
+    ----------
+    model : what `rwkvsts.load` returns
+    found : what `survey` returned for the inputs
+    out : folder, new or empty or of the same job
+    batch_tokens : tokens of a pass; changes memory and speed, never a bit of the result
+
+    Raises
+    ------
+    DataError : the folder holds another job, or the inputs changed since the survey
+    OSError : the disk is full; the shards that are whole stand
+    """
+    about = identity(model, found, options)
+    block_rows, shard_rows = options.rows(model.width)
+    with Folder(out, about, found, options) as folder:
+        start = folder.counts.rows
+        done_bytes = round(found.text_bytes * start / sum(found.rows))
+        with (
+            closing(_blocks(model, found, options, start, block_rows, shard_rows)) as blocks,
+            Meter(found.text_bytes, done_bytes) as meter,
+        ):
+            _drain(blocks, _Embedding(model, options, batch_tokens, meter), folder.append)
+        folder.complete()
+        return folder.counts
+
+
+def to_npy(
+    model: Any,
+    found: Survey,
+    out: Path,
+    options: Options,
+    batch_tokens: int | None = None,
+) -> Counts:
+    """Embed the inputs into one .npy file, [rows, layers, C] or [rows, C] for one layer.
+
+    The file is there when it is whole, or not at all. Parameters and errors are `to_folder`'s.
+    """
+    width = len(options.layers), model.width
+    rows = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
+    room_for(out, rows * width[0] * width[1] * np.dtype(options.dtype).itemsize)
+    block_rows, _ = options.rows(model.width)
+    counts = Counts()
+    with (
+        npy_file(out, width, options.dtype, len(options.layers) == 1) as npy,
+        closing(_blocks(model, found, options, 0, block_rows, sum(found.rows))) as blocks,
+        Meter(found.text_bytes, 0) as meter,
+    ):
+
+        def write(block: Block, rows: Rows) -> None:
+            nonlocal counts
+            npy.append(narrow(block, rows, options))
+            counts = counts + block.counts
+
+        _drain(blocks, _Embedding(model, options, batch_tokens, meter), write)
+    return counts
+
+
+def _blocks(
+    model: Any, found: Survey, options: Options, start: int, block_rows: int, shard_rows: int
+) -> Generator[Block, None, None]:
+    """Blocks from row `start` on, made ready in a thread."""
+    tables = cut(found, start, block_rows, shard_rows)
+    how = found.columns, model.tokenizer, options.max_length, options.on_empty
+    return ahead((prepare(table, *how) for table in tables), READY)
+
+
+def _drain(
+    blocks: Iterator[Block],
+    embed: Callable[[Block], Rows],
+    write: Callable[[Block, Rows], None],
+) -> None:
+    """Embed the blocks, each while those before it are written."""
+    with ThreadPoolExecutor(1, "rwkvsts writing") as thread:
+        pending: deque[Future[None]] = deque()
+        for block in blocks:
+            pending.append(thread.submit(write, block, embed(block)))
+            while len(pending) > WRITING:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+
+
+class _Embedding:
+    """Embeds blocks, in calls that take about a second each."""
+
+    def __init__(
+        self, model: Any, options: Options, batch_tokens: int | None, meter: Meter
+    ) -> None:
+        self._model, self._options, self._meter = model, options, meter
+        self._batch_tokens, self._most = batch_tokens, LEAST
+
+    def __call__(self, block: Block) -> Rows:
+        """float32 [texts, layers, C]."""
+        options = self._options
+        shape = len(block.texts), len(options.layers), self._model.width
+        rows = np.empty(shape, np.float32)
+        ends = np.cumsum(block.tokens)
+        first = 0
+        while first < len(block.texts):
+            before = int(ends[first - 1]) if first else 0
+            last = max(int(np.searchsorted(ends, before + self._most, "right")), first + 1)
+            began = time.monotonic()
+            self._model.encode(
+                block.texts[first:last],
+                layers=list(options.layers),
+                pooling=options.pooling,
+                prompt=options.prompt,
+                max_length=options.max_length,
+                batch_tokens=self._batch_tokens,
+                normalize=options.normalize,
+                show_progress=False,
+                out=rows[first:last],
+            )
+            tokens = int(ends[last - 1]) - before
+            took = max(time.monotonic() - began, 1e-6)
+            self._most = max(LEAST, round(tokens / took * TARGET))
+            share = (last - first) / len(block.texts)
+            self._meter.update(last - first, tokens, share * block.text_bytes)
+            first = last
+        return rows

@@ -1,0 +1,89 @@
+"""How far a job is: a bar on a terminal, elsewhere a line of JSON a minute on standard error.
+
+Promises to say nothing where standard error is closed, and never to fail because of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from ..progress import bar
+
+EVERY = 60.0  # seconds between two lines
+
+
+def say(text: str) -> None:
+    """A line on standard error, if anybody can be told."""
+    try:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
+class Meter:
+    """Progress by tokens, which take equal time as texts do not.
+
+    How many tokens there will be is estimated from the bytes of text left.
+
+    Parameters
+    ----------
+    text_bytes : of the whole input
+    done_bytes : of these, in shards that stood before
+    every : seconds between two lines
+    """
+
+    def __init__(self, text_bytes: int, done_bytes: int, every: float = EVERY) -> None:
+        self._total, self._before = text_bytes, done_bytes
+        self._bytes = 0.0
+        self._every, self._told = every, time.monotonic()
+        self._start = self._told
+        self.texts, self.tokens = 0, 0
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> Meter:
+        if self._terminal:
+            self._bar = bar(unit=" tokens", unit_scale=True, smoothing=0.1, mininterval=0.25)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    def update(self, texts: int, tokens: int, size: float) -> None:
+        """So many texts, tokens and bytes of text are embedded."""
+        self.texts += texts
+        self.tokens += tokens
+        self._bytes += size
+        left = self._tokens_left()
+        if self._bar is not None:
+            self._bar.total = self.tokens + left
+            self._bar.set_postfix_str(f"{self.texts / self.seconds:.0f} texts/s", refresh=False)
+            self._bar.update(tokens)
+        elif time.monotonic() - self._told >= self._every:
+            self._told = time.monotonic()
+            say(json.dumps(self._line(left)))
+
+    def _tokens_left(self) -> int:
+        bytes_left = max(self._total - self._before - self._bytes, 0)
+        return round(bytes_left * self.tokens / max(self._bytes, 1))
+
+    def _line(self, left: int) -> dict[str, float]:
+        rate = self.tokens / self.seconds
+        return {
+            "seconds": round(self.seconds, 1),
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "texts_per_second": round(self.texts / self.seconds, 1),
+            "tokens_per_second": round(rate, 1),
+            "share_done": round((self._before + self._bytes) / max(self._total, 1), 4),
+            "seconds_left": round(left / rate) if rate else 0,
+        }

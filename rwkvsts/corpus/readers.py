@@ -1,0 +1,313 @@
+"""Text, JSON Lines, CSV and Parquet as tables of the wanted columns, a piece at a time.
+
+Assumes a source whose bytes may be anything. Promises tables whose text column is a valid UTF-8
+string column; memory for one piece, whatever the file's size; the same column types in every piece
+of a file; and a DataError that names the file and the row for what cannot be read.
+
+pyarrow does the parsing. A value carried along keeps its type where the file states one: Parquet's
+types, JSON's numbers, strings and objects (never a date guessed from a string). A CSV file states
+none, so its values stay strings: "007" is not 7.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.readers import decode_line
+from ..errors import DataError
+from .inputs import Source
+
+PIECE = 4 << 20  # bytes parsed at a time
+LONGEST = 256 << 20  # bytes of one line or row
+SAMPLE = 1000  # rows that decide the types of a JSON Lines file's columns
+ROWS = 4096  # of a Parquet file at a time
+
+Table = Any  # pyarrow.Table; pyarrow has no types
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of an input are wanted.
+
+    text : what is embedded
+    id : names a row in the output; None for its number in the input, from 0, in a column "row"
+    keep : further columns to copy beside the embeddings
+    """
+
+    text: str = "text"
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+
+    @property
+    def carried(self) -> list[str]:
+        """The input's columns that the output has too."""
+        return [*([] if self.id is None else [self.id]), *self.keep]
+
+    @property
+    def all(self) -> list[str]:
+        """The columns to read, each once, the text first."""
+        return list(dict.fromkeys([self.text, *self.carried]))
+
+
+def unit(source: Source) -> str:
+    """What a row of the source is called in a message."""
+    return "line" if source.format == "text" else "row"
+
+
+def read(source: Source, columns: Columns) -> Iterator[Table]:
+    """Tables of the wanted columns, the text column first and of type string.
+
+    Raises
+    ------
+    DataError : the file cannot be read, or is not what its name says
+    """
+    import pyarrow
+
+    readers: dict[str, Callable[[Source, Any, Columns], Iterator[Table]]] = {
+        "text": _text,
+        "jsonl": _jsonl,
+        "csv": _csv,
+        "tsv": _csv,
+        "parquet": _parquet,
+    }
+    done = 0
+    try:
+        with source.unpacked() as stream:
+            for table in readers[source.format](source, stream, columns):
+                yield _as_strings(source, columns, table, done)
+                done += len(table)
+    except (pyarrow.ArrowException, OSError, EOFError, UnicodeError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{source.name}: not readable as {source.format} after {unit(source)} {done} ({what}); "
+            "repair the file, or get it again"
+        ) from None
+
+
+def _as_strings(source: Source, columns: Columns, table: Table, done: int) -> Table:
+    """The table with its text column as checked strings. A null text stays null."""
+    import pyarrow
+
+    texts = table.column(columns.text)
+    kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
+    known = ("string", "large_string", "string_view", "null")
+    if str(kind) not in known:
+        raise DataError(
+            f"{source.name}: column {columns.text!r} is {kind}; name a column of texts by --column"
+        )
+    texts = texts.cast(pyarrow.large_string())
+    try:
+        texts.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        raw = texts.cast(pyarrow.large_binary()).to_pylist()
+        bad = next(i for i, text in enumerate(raw, 1) if text and not _is_utf8(text))
+        raise DataError(
+            f"{source.name}, row {done + bad}: column {columns.text!r} is not UTF-8; write the "
+            "file again with UTF-8 texts"
+        ) from None
+    return table.set_column(0, columns.text, texts)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _text(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
+    import pyarrow
+
+    _no_columns(source, columns)
+    for first, block in _lines(source, stream):
+        if first == 1:
+            block = block.removeprefix(b"\xef\xbb\xbf")
+        try:
+            lines = block.decode().removesuffix("\n").split("\n")
+        except UnicodeDecodeError:
+            for line, raw in enumerate(block.split(b"\n"), first):
+                decode_line(source.name, line, raw)  # raises for the line that is wrong
+            raise
+        if "\r" in block.decode():
+            lines = [line.removesuffix("\r") for line in lines]
+        yield pyarrow.table({columns.text: pyarrow.array(lines, pyarrow.large_string())})
+
+
+def _no_columns(source: Source, columns: Columns) -> None:
+    if columns.carried:
+        raise DataError(
+            f"{source.name}: a text file has no column {columns.carried[0]!r}; leave out the "
+            "columns, or give JSON Lines, CSV or Parquet"
+        )
+
+
+def _jsonl(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
+    import pyarrow
+    import pyarrow.json
+
+    schema = None
+    for first, block in _lines(source, stream):
+        if first == 1:
+            block = block.removeprefix(b"\xef\xbb\xbf")
+        if not block.strip():
+            continue
+        if schema is None:
+            schema = _json_schema(source, columns, block)
+        try:
+            table = pyarrow.json.read_json(
+                pyarrow.BufferReader(block),
+                read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+                parse_options=pyarrow.json.ParseOptions(
+                    explicit_schema=schema, unexpected_field_behavior="ignore"
+                ),
+            )
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise _json_error(source, first, block, schema, str(error)) from None
+        yield table.select(columns.all)
+
+
+def _json_schema(source: Source, columns: Columns, block: bytes) -> Any:
+    """Types of the wanted columns, by the first rows of the file."""
+    import pyarrow
+
+    rows = []
+    for line, raw in enumerate(block.split(b"\n")[:SAMPLE], 1):
+        if raw.strip():
+            rows.append(_json_row(source, line, raw))
+    found = {key: None for row in rows for key in row}
+    _need(source, columns, list(found))
+    fields = [pyarrow.field(columns.text, pyarrow.string())]
+    for name in columns.all[1:]:
+        try:
+            kind = pyarrow.array([row.get(name) for row in rows]).type
+        except pyarrow.ArrowException as error:
+            raise DataError(
+                f"{source.name}: column {name!r} has values of several types ({error}); make it "
+                "one type, or leave the column out"
+            ) from None
+        fields.append(pyarrow.field(name, pyarrow.string() if str(kind) == "null" else kind))
+    return pyarrow.schema(fields)
+
+
+def _json_row(source: Source, line: int, raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        what = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise DataError(
+            f"{source.name}, line {line}: no JSON ({what[:200]}); repair the line, or remove it"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{source.name}, line {line}: expected a JSON object a line, found "
+            f"{type(row).__name__}; write one object a line"
+        )
+    return row
+
+
+def _json_error(source: Source, first: int, block: bytes, schema: Any, what: str) -> DataError:
+    """Find the line that pyarrow refused: it counts rows of a block, people count lines."""
+    import pyarrow
+
+    for line, raw in enumerate(block.split(b"\n"), first):
+        if not raw.strip():
+            continue
+        try:
+            row = _json_row(source, line, raw)
+        except DataError as error:
+            return error
+        for field in schema:
+            try:
+                pyarrow.array([row.get(field.name)], field.type)
+            except (pyarrow.ArrowException, UnicodeError, OverflowError):
+                return DataError(
+                    f"{source.name}, line {line}: {field.name!r} is no {field.type}, as in the "
+                    "first lines; make it one type, or leave the line out"
+                )
+    return DataError(f"{source.name}, after line {first - 1}: {what}; repair it, or remove it")
+
+
+def _csv(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
+    import pyarrow
+    import pyarrow.csv
+
+    # In a table separated by tabs a quotation mark is a character like others.
+    shape = {"quote_char": '"'} if source.format == "csv" else {"quote_char": False}
+    try:
+        reader = pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=PIECE),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="," if source.format == "csv" else "\t",
+                newlines_in_values=source.format == "csv",
+                **shape,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=columns.all,
+                column_types={name: pyarrow.string() for name in columns.all},
+                strings_can_be_null=False,
+            ),
+        )
+    except pyarrow.ArrowKeyError:
+        raise _missing_in_csv(source, columns) from None
+    for batch in reader:
+        yield pyarrow.Table.from_batches([batch])
+
+
+def _missing_in_csv(source: Source, columns: Columns) -> DataError:
+    with source.unpacked() as stream:
+        header = stream.read(1 << 16).split(b"\n")[0].decode(errors="replace").strip()
+    names = [name.strip('"') for name in header.split("," if source.format == "csv" else "\t")]
+    try:
+        _need(source, columns, names)
+    except DataError as error:
+        return error
+    return DataError(f"{source.name}: its header {header[:200]!r} cannot be read; repair it")
+
+
+def _parquet(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Not read ahead, and a page at a time: a row group may hold the whole file.
+    file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=PIECE)
+    _need(source, columns, file.schema_arrow.names)
+    for batch in file.iter_batches(ROWS, columns=columns.all, use_threads=False):
+        yield pyarrow.Table.from_batches([batch]).select(columns.all)
+
+
+def _need(source: Source, columns: Columns, found: list[str]) -> None:
+    for name in columns.all:
+        if name not in found:
+            option = "--column" if name == columns.text else "--id-column or --keep"
+            listed = ", ".join(map(repr, found[:20])) + (", ..." if len(found) > 20 else "")
+            raise DataError(
+                f"{source.name}: there is no column {name!r}; found {listed}: name one by {option}"
+            )
+
+
+def _lines(source: Source, stream: Any) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with the number of its first line, from 1.
+
+    Only a line feed ends a line: texts may hold what `splitlines` would cut at.
+    """
+    first, held = 1, b""
+    while piece := stream.read(PIECE):
+        end = piece.rfind(b"\n") + 1
+        if not end:
+            held += piece
+            if len(held) > LONGEST:
+                raise DataError(
+                    f"{source.name}, line {first}: longer than {LONGEST >> 20} MiB; give one text "
+                    "a line"
+                )
+            continue
+        block, held = held + piece[:end], piece[end:]
+        yield first, block
+        first += block.count(b"\n")
+    if held:
+        yield first, held
