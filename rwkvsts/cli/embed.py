@@ -29,8 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Texts from files, folders, globs or standard input; one row a text out. --out NAME.npy "
         "makes one array, float32 [rows, layers, C], or [rows, C] for a single layer, as by "
-        "default: that half-way up. Any other --out is a folder of Parquet shards with a manifest; started again after a crash, the "
-        "same command goes on where it was."
+        "default: that half-way up. Any other --out is a folder of Parquet shards with a manifest; "
+        "started again after a crash, the same command goes on where it was."
     )
     parser.add_argument(
         "inputs",
