@@ -6,6 +6,8 @@ that names the item by its place in the caller's list.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .embedder import check_range
 from .progress import bar
 from .tokenizer import Tokenizer
 
@@ -33,11 +36,17 @@ def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Pre
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{first + i}] is {type(text).__name__}: expected str")
-        ids, start = tokenizer.encode_many(texts)
+        try:
+            encoded = tokenizer.encode_many(texts)
+        except ValueError:
+            for i, text in enumerate(texts):
+                _check_utf8(text, first + i)
+            raise
+        ids, start = _not_empty(*encoded, "texts", first)
         if max_length is None and not len(ending):
-            return _not_empty(ids, start, "texts", first)
+            return ids, start
         pieces = [np.append(ids[a:b][:max_length], ending) for a, b in pairwise(start)]
-        return _not_empty(*_join(pieces), "texts", first)
+        return _join(pieces)
 
     return prepare
 
@@ -107,9 +116,39 @@ class Bar:
             self._bar.close()
 
 
+def warn_of_rows(rows: NDArray[np.float32], first: int, layers: Sequence[Any]) -> None:
+    """Warn, once a slice, of embeddings that hold NaN or infinity.
+
+    rows : float32 [S, len(layers), C], of the texts from `first` on
+    """
+    # A sum is finite only if all of it is; the reverse fails near the end of float32's range.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.argwhere(~np.isfinite(rows.sum(axis=-1)))
+    bad = [(text, layer) for text, layer in suspects if not np.isfinite(rows[text, layer]).all()]
+    if bad:
+        text, layer = bad[0]
+        warnings.warn(
+            f"{len({text for text, _ in bad})} of {len(rows)} embeddings hold NaN or infinity, the "
+            f"first of texts[{first + text}], layer {layers[layer]!r}: the weights are damaged, or "
+            "too large for this dtype",
+            RuntimeWarning,
+            stacklevel=4,  # the line that called encode
+        )
+
+
+def _check_utf8(text: str, place: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(error.start - 20, 0) : error.end]
+        raise ValueError(
+            f"texts[{place}] holds half a surrogate pair at character {error.start}, {shown!r}: it "
+            "is no text; read its file as UTF-8, with errors='replace' if it must be"
+        ) from None
+
+
 def _check_length(max_length: int | None) -> None:
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length={max_length}: expected at least 1")
+    check_range("max_length", max_length, 1, sys.maxsize)
 
 
 def _integers(ids: Any) -> NDArray[Any] | None:

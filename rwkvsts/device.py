@@ -91,6 +91,8 @@ def cuda_library() -> str:
 
 def parse(device: str) -> int | None:
     """The number of the CUDA device that a name means; None for "auto" and "cpu"."""
+    if not isinstance(device, str):
+        raise TypeError(f"device is {type(device).__name__}: expected str, as 'cpu'")
     named = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
     if device not in ("auto", "cpu") and not named:
         raise ValueError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:1'")

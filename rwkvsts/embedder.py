@@ -7,7 +7,9 @@ wrong argument is refused with the same words by all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -20,6 +22,7 @@ FloatArray = NDArray[np.float32]
 
 POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
 PLACE = "{text}"
+OTHER_PLACE = re.compile(r"\{(?!text\})[A-Za-z_]?\w*\}")  # what other libraries call it, or nothing
 
 
 @runtime_checkable
@@ -97,7 +100,15 @@ class Prompt:
 
     @classmethod
     def of(cls, prompt: str | None) -> Prompt:
-        """Cut a prompt at each "{text}"; one without it is put before the text."""
+        """Cut a prompt at each "{text}"; one without it is put before the text.
+
+        Raises TypeError for what is no str, ValueError for another word in braces, which would
+        stand in every text as it is.
+        """
+        if prompt is not None and not isinstance(prompt, str):
+            raise TypeError(f"prompt is {type(prompt).__name__}: expected str or None")
+        if other := OTHER_PLACE.search(prompt or ""):
+            raise ValueError(f"prompt holds {other[0]}: the place of the text is written {PLACE}")
         pieces = (prompt or "").split(PLACE)
         if len(pieces) == 1:
             return cls(before=pieces[0])
@@ -164,15 +175,45 @@ def as_list(texts: str | Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
     """Texts as a list, and the first axes of the result: none for one str."""
     if isinstance(texts, str):
         return [texts], ()
-    listed = list(texts)
+    listed = listed_items("texts", texts)
     if not listed:
         raise ValueError("there is nothing to encode: the list is empty")
     return listed, (len(listed),)
 
 
+def listed_items(name: str, items: Any) -> list[Any]:
+    """The items of a list, a column, an array or a generator.
+
+    Raises TypeError for a container that gives something else than its items, or in any order.
+    """
+    kind = type(items).__name__
+    remedy = None
+    if isinstance(items, (bytes, bytearray)):
+        remedy = "decode it to str" if name == "texts" else "give a list of ids for each sequence"
+    elif isinstance(items, Mapping):
+        remedy = "its keys would be taken; give list(mapping.values())"
+    elif isinstance(items, Set):
+        remedy = "it has no order; give sorted(...) or a list"
+    elif hasattr(items, "columns"):  # a table of pandas, polars or pyarrow
+        remedy = "its column names would be taken; give one column"
+    elif not isinstance(items, Iterable):
+        remedy = (
+            "expected a str or a list of str" if name == "texts" else "expected a list of lists"
+        )
+    if remedy is not None:
+        raise TypeError(f"{name} is {kind}: {remedy}")
+    return list(items)
+
+
 def check_range(name: str, value: int | None, least: int, most: int) -> None:
-    """ValueError for a value outside; None is inside."""
-    if value is not None and not least <= value <= most:
+    """ValueError for a value outside, TypeError for no whole number; None is inside."""
+    if value is None:
+        return
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected a whole number") from None
+    if isinstance(value, bool) or not least <= number <= most:
         raise ValueError(f"{name}={value}: expected {least} .. {most}")
 
 

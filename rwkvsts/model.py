@@ -17,6 +17,7 @@ import numpy as np
 
 from . import batch
 from .embedder import (
+    PLACE,
     POOLING,
     FloatArray,
     Layer,
@@ -25,6 +26,7 @@ from .embedder import (
     Request,
     as_list,
     check_range,
+    listed_items,
     middle_layer,
 )
 from .errors import CheckpointError
@@ -101,6 +103,9 @@ class RWKV:
                 "source, so there is nothing to open again. Make it with from_pretrained."
             )
         options = self._options
+        if options.vocabulary is not None and Path(os.path.expanduser(options.vocabulary)).exists():
+            vocabulary = Path(os.path.expanduser(options.vocabulary)).absolute()
+            options = replace(options, vocabulary=vocabulary)
         path = Path(os.path.expanduser(options.source))
         if self.revision is not None:
             options = replace(options, revision=self.revision)
@@ -121,6 +126,8 @@ class RWKV:
         local_files_only: bool = False,
         token: str | None = None,
         *,
+        file: str | None = None,
+        vocabulary: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         instruction_set: str | None = None,
         device_memory: int = 0,
@@ -137,6 +144,9 @@ class RWKV:
             multiplies it
         tokenizer : "world"; "gpt2", the paper's; "bytes", an id is a byte; None, for encode_ids
         max_layer : the highest layer that will be asked for; blocks above it are not loaded
+        file : the weight file in a folder or repository of several
+        vocabulary : file of tokenizer="world", on this disk or in the folder or repository;
+            default: the one beside the weights
         threads : of the CPU; default: one a core that this process may use, hyperthreads not
             counted, no more than a container's CPU quota
         instruction_set : of the CPU: "portable", "avx2", "avx512", "avx512bf16", "amx"; default:
@@ -168,6 +178,8 @@ class RWKV:
             threads,
             instruction_set,
             device_memory,
+            file,
+            vocabulary,
         )
         model = _open(options, token)
         if not isinstance(model, cls):
@@ -241,6 +253,8 @@ class RWKV:
         """
         tokenizer = self._need_tokenizer()
         pieces = Prompt.of(prompt)
+        if pieces.between:
+            raise ValueError(f"prompt holds {PLACE} more than once: this model reads a text once")
         if pieces.before:
             state = self.state(pieces.before, state)
         request = self._request(layers, pooling, normalize, out)
@@ -265,7 +279,7 @@ class RWKV:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
         request = self._request(layers, pooling, normalize, out)
         prepare = batch.from_ids(self.config.n_vocab, max_length)
-        listed = list(ids)
+        listed = listed_items("ids", ids)
         how = _Pass(state, batch_tokens, show_progress)
         return self._encode(listed, (len(listed),), prepare, request, how)
 
@@ -319,6 +333,7 @@ class RWKV:
                 bar.expect(first, len(ids))
                 self._core.run(ids, start, *settings, part, how.state, False, limit, bar.update)
                 bar.update(len(part))
+                batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
                 request.finish(part)
         return result
 

@@ -44,6 +44,8 @@ class Options:
     threads: int | None = None
     instruction_set: str | None = None
     device_memory: int = 0
+    file: str | None = None
+    vocabulary: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,17 @@ def open_model(options: Options, token: str | None = None) -> Opened:
     }
     name = os.fspath(options.source)
     place = DEMO if name == "demo" else options.source
-    found = resolve(place, revision=options.revision, **hub)
+    found = resolve(
+        place,
+        file=options.file,
+        vocabulary=options.vocabulary,
+        revision=options.revision,
+        **hub,
+    )
     with open_checkpoint(found) as checkpoint:
         shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
         n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
-        vocabulary = load(options.tokenizer, found.vocabulary, n_vocab, partial(fetch, **hub))
+        vocabulary = load(options.tokenizer, found, n_vocab, partial(fetch, **hub))
         try:
             core = _core.Model(
                 [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],

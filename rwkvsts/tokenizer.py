@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .errors import CheckpointError
+from .files.hub import Source
 from .files.layout import read_text
 
 Text = str | bytes
@@ -42,7 +43,7 @@ class Tokenizer(Protocol):
 
 def load(
     kind: str | None,
-    vocabulary: Path | None,
+    source: Source,
     n_vocab: int,
     fetch: Callable[[str, str], Path],
 ) -> Tokenizer | None:
@@ -51,7 +52,7 @@ def load(
     Parameters
     ----------
     kind : "world", "gpt2", "bytes" or None
-    vocabulary : the World vocabulary file; None if there is none beside the weights
+    source : where the weights were found, and the World vocabulary if there is one
     n_vocab : rows of the model's embedding, every id must be below; 0 where the weights do not
         tell, which the core refuses with a better message
     fetch : repository and file name to a local path; "gpt2" is not beside the weights
@@ -60,7 +61,7 @@ def load(
         case None:
             return None
         case "world":
-            return World(_found(vocabulary), n_vocab)
+            return World(_found(source), n_vocab)
         case "bytes":
             return Bytes(n_vocab)
         case "gpt2":
@@ -110,13 +111,19 @@ def _literal(text: str) -> bytes:
     return value
 
 
-def _found(vocabulary: Path | None) -> Path:
-    if vocabulary is None:
+def _found(source: Source) -> Path:
+    if source.vocabulary is not None:
+        return source.vocabulary
+    if source.vocabularies:
         raise CheckpointError(
-            "there is no vocabulary beside the weights: put rwkv_vocab_v20230424.txt there, or "
-            "load with tokenizer=None and use encode_ids"
+            f"{source.name}: {len(source.vocabularies)} files may be the vocabulary, "
+            f"{', '.join(source.vocabularies[:5])}: name one with vocabulary= (--vocabulary)"
         )
-    return vocabulary
+    raise CheckpointError(
+        f"{source.name}: there is no vocabulary beside the weights: name the file "
+        "rwkv_vocab_v20230424.txt with vocabulary= (--vocabulary), put it there, or load with "
+        "tokenizer=None and use encode_ids"
+    )
 
 
 def _as_bytes(text: Text) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rwkvsts import CheckpointError, _core
+from rwkvsts.files.hub import Source
 from rwkvsts.tokenizer import World, load, read_vocabulary
 
 NAME = "rwkv/rwkv_vocab_v20230424.txt"
@@ -247,8 +248,11 @@ def test_a_pipe_as_vocabulary_is_refused_without_waiting(tmp_path: Path) -> None
 
 
 def test_a_missing_vocabulary_says_what_to_do() -> None:
-    with pytest.raises(CheckpointError, match=r"put rwkv_vocab_v20230424\.txt there"):
-        load("world", None, 1000, no_fetch)
+    with pytest.raises(CheckpointError, match=r"m: .* rwkv_vocab_v20230424\.txt with vocabulary="):
+        load("world", Source("m", ()), 1000, no_fetch)
+    several = Source("m", (), vocabularies=("a_vocab.txt", "b_vocab.txt"))
+    with pytest.raises(CheckpointError, match=r"2 files may be.* a_vocab.txt, b_vocab.txt: name"):
+        load("world", several, 1000, no_fetch)
 
 
 @pytest.fixture

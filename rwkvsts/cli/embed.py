@@ -16,7 +16,7 @@ from ..embedder import middle_layer
 from ..errors import DataError
 from ..model import RWKV
 from ..tokenizer import KINDS
-from .options import add_model_options, check_writable
+from .options import add_file_options, add_model_options, check_writable
 
 # Names that promise a format which is not written here.
 FOREIGN = (
@@ -41,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, help="folder, or .npy file, to write")
     add_model_options(parser, [*KINDS])
+    add_file_options(parser)
     parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")
     parser.add_argument("--max-length", type=int, help="tokens after which a text is cut")
     parser.add_argument("--normalize", action="store_true", help="scale every row to length 1")
@@ -162,6 +163,8 @@ def _load(args: argparse.Namespace) -> RWKV:
         dtype=args.dtype,
         tokenizer=args.tokenizer,
         max_layer=max(args.layers) if some else None,
+        file=args.file,
+        vocabulary=args.vocabulary,
         threads=args.threads,
     )
 

@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="file, folder, repository or demo"
     )
+    parser.add_argument("--file", help="weight file in a folder or repository of several")
     parser.set_defaults(run=run_info)
 
 
@@ -38,7 +39,9 @@ def run_info(args: argparse.Namespace) -> None:
     facts["auto"] = f"{auto.device} {auto.dtype}"
     if args.model is not None:
         # One block tells the sizes of all.
-        model = RWKV.from_pretrained(args.model, device="cpu", tokenizer=None, max_layer=0)
+        model = RWKV.from_pretrained(
+            args.model, device="cpu", tokenizer=None, max_layer=0, file=args.file
+        )
         facts |= {"model": model.source, "architecture": model.architecture}
         facts |= {"revision": model.revision, **asdict(model.config)}
     width = max(map(len, facts))

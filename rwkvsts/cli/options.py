@@ -25,6 +25,14 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) ->
     parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto")
 
 
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Which files of --model make the model, where it holds several."""
+    parser.add_argument("--file", help="weight file in a folder or repository of several")
+    parser.add_argument(
+        "--vocabulary", help="of the tokenizer world; default: the file beside the weights"
+    )
+
+
 def device_name(text: str) -> str:
     try:
         device.parse(text)
