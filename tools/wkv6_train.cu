@@ -3,6 +3,8 @@
 // Assumes head size 64 and a zero state before the first token. Promises, per head and with
 // d = exp(-exp(w)): y_t = r_t (S + diag(u) k_t^T v_t), then S = diag(d_t) S + k_t^T v_t.
 // r, k, v, w, y [B, T, H, 64]; u [H, 64]. S is [key, value].
+// Every loop asks for the next token's values before it works on this one's: with a few warps a
+// multiprocessor nothing else would hide the way to memory.
 
 #include <cuda_runtime.h>
 
@@ -16,19 +18,25 @@ __device__ inline long at(int b, int t, int h, int T, int H, int i) {
 __global__ void forward_kernel(int T, int H, const float* r, const float* k, const float* v,
                                const float* w, const float* u, float* y) {
     const int b = blockIdx.x / H, h = blockIdx.x % H, j = threadIdx.x;
-    __shared__ float rs[N], ks[N], ds[N], us[N];
+    __shared__ __align__(16) float rs[N], ks[N], ds[N], us[N];
     float S[N];
 #pragma unroll
     for (int i = 0; i < N; i++) S[i] = 0;
     us[j] = u[h * N + j];
+    long p = at(b, 0, h, T, H, j);
+    float r_t = r[p], k_t = k[p], v_t = v[p], w_t = w[p];
     for (int t = 0; t < T; t++) {
-        const long p = at(b, t, h, T, H, j);
         __syncthreads();
-        rs[j] = r[p];
-        ks[j] = k[p];
-        ds[j] = expf(-expf(w[p]));
+        rs[j] = r_t;
+        ks[j] = k_t;
+        ds[j] = expf(-expf(w_t));
         __syncthreads();
-        const float vj = v[p];
+        const float vj = v_t;
+        p = at(b, t, h, T, H, j);
+        if (t + 1 < T) {
+            const long next = p + (long)H * N;
+            r_t = r[next], k_t = k[next], v_t = v[next], w_t = w[next];
+        }
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -45,18 +53,24 @@ __global__ void backward_r_kernel(int T, int H, const float* r, const float* k, 
                                   const float* w, const float* u, const float* gy, float* dr,
                                   float* r_dr) {
     const int b = blockIdx.x / H, h = blockIdx.x % H, i = threadIdx.x;
-    __shared__ float vs[N], gs[N];
+    __shared__ __align__(16) float vs[N], gs[N];
     float S[N];
 #pragma unroll
     for (int j = 0; j < N; j++) S[j] = 0;
     const float ui = u[h * N + i];
+    long p = at(b, 0, h, T, H, i);
+    float r_t = r[p], k_t = k[p], v_t = v[p], w_t = w[p], gy_t = gy[p];
     for (int t = 0; t < T; t++) {
-        const long p = at(b, t, h, T, H, i);
         __syncthreads();
-        vs[i] = v[p];
-        gs[i] = gy[p];
+        vs[i] = v_t;
+        gs[i] = gy_t;
         __syncthreads();
-        const float ki = k[p], di = expf(-expf(w[p]));
+        const float ri = r_t, ki = k_t, di = expf(-expf(w_t));
+        p = at(b, t, h, T, H, i);
+        if (t + 1 < T) {
+            const long next = p + (long)H * N;
+            r_t = r[next], k_t = k[next], v_t = v[next], w_t = w[next], gy_t = gy[next];
+        }
         float through_state = 0, v_gy = 0;
 #pragma unroll
         for (int j = 0; j < N; j++) {
@@ -65,7 +79,7 @@ __global__ void backward_r_kernel(int T, int H, const float* r, const float* k, 
             S[j] = S[j] * di + ki * vs[j];
         }
         dr[p] = through_state + ui * ki * v_gy;
-        r_dr[p] = r[p] * through_state;
+        r_dr[p] = ri * through_state;
     }
 }
 
@@ -76,23 +90,30 @@ __global__ void backward_kernel(int T, int H, const float* r, const float* k, co
                                 const float* w, const float* u, const float* gy,
                                 const float* r_dr, float* dk, float* dv, float* dw, float* du) {
     const int b = blockIdx.x / H, h = blockIdx.x % H, i = threadIdx.x;
-    __shared__ float rs[N], ks[N], vs[N], ds[N], gs[N], us[N];
+    __shared__ __align__(16) float rs[N], ks[N], vs[N], ds[N], gs[N], us[N];
     float row[N], column[N];
 #pragma unroll
     for (int j = 0; j < N; j++) row[j] = column[j] = 0;
     const float ui = u[h * N + i];
     us[i] = ui;
     float c = 0, du_i = 0;
+    long p = at(b, T - 1, h, T, H, i);
+    float r_t = r[p], k_t = k[p], v_t = v[p], w_t = w[p], gy_t = gy[p], r_dr_t = r_dr[p];
     for (int t = T - 1; t >= 0; t--) {
-        const long p = at(b, t, h, T, H, i);
-        const float ew = expf(w[p]);
+        const float ew = expf(w_t), r_dr_here = r_dr_t;
         __syncthreads();
-        rs[i] = r[p];
-        ks[i] = k[p];
-        vs[i] = v[p];
-        gs[i] = gy[p];
+        rs[i] = r_t;
+        ks[i] = k_t;
+        vs[i] = v_t;
+        gs[i] = gy_t;
         ds[i] = expf(-ew);
         __syncthreads();
+        p = at(b, t, h, T, H, i);
+        if (t > 0) {
+            const long next = p - (long)H * N;
+            r_t = r[next], k_t = k[next], v_t = v[next], w_t = w[next], gy_t = gy[next];
+            r_dr_t = r_dr[next];
+        }
         const float ri = rs[i], ki = ks[i], di = ds[i], gi = gs[i];
         float through_state = 0, v_gy = 0, dv_i = 0, ruk = 0;
 #pragma unroll
@@ -108,7 +129,7 @@ __global__ void backward_kernel(int T, int H, const float* r, const float* k, co
         dv[p] = dv_i + gi * ruk;
         du_i += ri * ki * v_gy;
         const float dlog = c - ki * through_state;
-        c = dlog + r_dr[p];
+        c = dlog + r_dr_here;
         dw[p] = -ew * dlog;
     }
     du[((long)b * H + h) * N + i] = du_i;
