@@ -23,7 +23,7 @@ from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
 import rwkvsts
-from rwkvsts.model import DEMO
+from rwkvsts.opening import DEMO
 from rwkvsts.study import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
