@@ -248,22 +248,24 @@ class Run:
             losses[mixer] = loss
         return losses
 
-    def measure(self, losses: dict[str, Loss]) -> int:
-        """Scores the untrained twin, then the steps that fit into what is left of the time."""
+    def untrained(self) -> float:
+        """Score a twin before its training, when both are the same; how many seconds it takes."""
         begin = time.monotonic()
         model = self.fresh("rwkv", SEEDS[0])
         self.store("untrained", SEEDS[0], model)
-        all_held_out = held_out_nats(model, self.text.held_out, self.size.windows)
-        scoring = time.monotonic() - begin
-        seconds = {
-            mixer: step_seconds(self.models[mixer], loss, self.text, 30)
-            for mixer, loss in losses.items()
-        }
-        self.say(f"untrained: {all_held_out:.3f} nats; scoring takes {scoring:.1f} s")
+        nats = held_out_nats(model, self.text.held_out, self.size.windows)
+        seconds = time.monotonic() - begin
+        self.say(f"untrained: {nats:.3f} nats; scoring takes {seconds:.1f} s")
+        return seconds
+
+    def steps_that_fit(self, losses: dict[str, Loss], scoring: float) -> int:
+        """Steps of each training that fit into what is left of the time."""
+        models = self.models.items()
+        seconds = {m: step_seconds(model, losses[m], self.text, 30) for m, model in models}
         self.say(f"a step takes {seconds} s")
+        self.facts["step_seconds"] = seconds
         left = self.seconds - (time.monotonic() - self.begin) - 2 * len(SEEDS) * (scoring + 3)
         steps = RESERVE * left / (len(SEEDS) * sum(seconds.values()))
-        self.facts |= {"step_seconds": seconds, "scoring_seconds": scoring}
         return max(EVALUATIONS, int(steps) // 10 * 10)
 
     def store(self, kind: str, seed: int, model: Twin) -> None:
@@ -317,7 +319,8 @@ def main() -> None:
     options = parser.parse_args()
     run = Run(options)
     losses = run.prepare(compile_blocks=run.device == "cuda")
-    steps = options.steps or run.measure(losses)
+    scoring = run.untrained()
+    steps = options.steps or run.steps_that_fit(losses, scoring)
     run.facts |= {
         "steps": steps,
         "tokens": steps * run.size.windows * run.size.window,
