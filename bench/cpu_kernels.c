@@ -10,6 +10,7 @@
  * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. */
 #define _GNU_SOURCE
 #include "cpu/cpu.h"
+#include "verbs6.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -62,9 +63,9 @@ static bool bench_open(struct bench *b, const char *isa, enum dtype dtype, int t
     memset(b, 0, sizeof *b);
     b->be = cpu_backend();
     b->dtype = dtype;
-    struct dims dims = {.L = 1, .C = C, .H = 1, .N = 1, .F = F, .R = 1, .D = 1, .V = 1};
+    struct dims dims = {.L = 1, .C = C, .H = 1, .N = 1, .F = F, .rank = {1, 1}, .V = 1};
     struct device_options options = {.dtype = dtype, .threads = threads, .isa = isa};
-    if (b->be->open(&dims, &options, &b->meter, &b->dev, &b->e) != OK) return false;
+    if (b->be->open(&dims, NULL, 0, &options, &b->meter, &b->dev, &b->e) != OK) return false;
     must(b->be->worker_open(b->dev, rows, rows, 1, &b->w, &b->e), &b->e);
     return true;
 }
@@ -133,11 +134,15 @@ static double check_once(const char *isa, enum dtype dtype, enum dtype weights, 
     /* All rows at once, then the first `part` alone: the bits must be the same. */
     memcpy(out, before, mn * 4);
     bench_rows(&b, M);
-    must(b.be->gemm(b.w, &(struct gemm){&packed, in, epilogue, out, gate}, 1, &b.e), &b.e);
+    must(b.be->gemm(b.w, &(struct gemm){.w = &packed, .in = in, .epilogue = epilogue, .out = out, .gate = gate}, 1,
+                    &b.e),
+         &b.e);
     float *alone = malloc(mn * 4);
     memcpy(alone, before, mn * 4);
     bench_rows(&b, part);
-    must(b.be->gemm(b.w, &(struct gemm){&packed, in, epilogue, alone, gate}, 1, &b.e), &b.e);
+    must(b.be->gemm(b.w, &(struct gemm){.w = &packed, .in = in, .epilogue = epilogue, .out = alone, .gate = gate}, 1,
+                    &b.e),
+         &b.e);
     bool half = epilogue == RELU2 && dtype == BF16;
     double worst = memcmp(out, alone, (size_t)part * (size_t)N * (half ? 2 : 4)) ? INFINITY : 0;
     for (int i = 0; i < M; i++)
@@ -316,7 +321,8 @@ static void time_shape(const char *isa, enum dtype dtype, enum dtype weights, in
         bench_rows(&b, rows[r]);
         for (int i = 0; i < repeats; i++) {
             double start = now();
-            must(b.be->gemm(b.w, &(struct gemm){&packed[i % copies], in, STORE, out, NULL}, 1, &b.e), &b.e);
+            struct gemm product = {.w = &packed[i % copies], .in = in, .epilogue = STORE, .out = out};
+            must(b.be->gemm(b.w, &product, 1, &b.e), &b.e);
             double took = now() - start;
             if (took < best) best = took;
         }
@@ -398,7 +404,7 @@ static struct block random_block(struct bench *b, enum dtype dtype) {
 /* Buffers of a pass; in type and out type share them, as float32 is the larger. */
 struct stage {
     struct block w;
-    float *x, *decay, *wide, *pooled, *buffer[6];
+    float *x, *decay, *low, *wide, *pooled, *buffer[6];
 };
 
 enum { ROW_BYTES = T * C * sizeof(float), WIDE_BYTES = T * F * sizeof(float) };
@@ -407,6 +413,7 @@ static struct stage stage_open(struct bench *b, enum dtype dtype) {
     struct stage s = {.w = random_block(b, dtype)};
     s.x = zeroed(ROW_BYTES);
     s.decay = zeroed(ROW_BYTES);
+    s.low = zeroed(ROW_BYTES);
     s.pooled = zeroed(ROW_BYTES);
     s.wide = zeroed(WIDE_BYTES);
     for (int i = 0; i < 6; i++) s.buffer[i] = zeroed(ROW_BYTES);
@@ -417,6 +424,7 @@ static void stage_close(struct bench *b, struct stage *s) {
     for (int i = 0; i < 6; i++) memory_free(NULL, s->buffer[i], ROW_BYTES);
     memory_free(NULL, s->x, ROW_BYTES);
     memory_free(NULL, s->decay, ROW_BYTES);
+    memory_free(NULL, s->low, ROW_BYTES);
     memory_free(NULL, s->pooled, ROW_BYTES);
     memory_free(NULL, s->wide, WIDE_BYTES);
     struct weight *all = &s->w.vector;
@@ -426,40 +434,51 @@ static void stage_close(struct bench *b, struct stage *s) {
 static void time_time_mix(struct bench *b, const struct stage *s) {
     const struct weight *v = &s->w.vector, *square = &s->w.square;
     struct norm ln = {v, v};
-    struct time_shift shift = {.x = s->x, .ln1 = ln, .maa_x = v, .maa = {v, v, v, v, v}};
+    struct shift6 shift = {.x = s->x, .ln1 = ln, .past = s->pooled, .maa_x = v, .maa = {v, v, v, v, v}};
     shift.w1 = &s->w.maa_w1;
     shift.w2 = &s->w.maa_w2;
-    for (int i = 0; i < 5; i++) shift.mixed[i] = s->buffer[i];
-    TIME_VERB("time_shift", 4.0 * C * 5 * R, b->be->time_shift(b->w, &shift, &b->e));
-    const struct gemm four[] = {{square, s->buffer[1], STORE, s->x, NULL},
-                                {square, s->buffer[2], STORE, s->x, NULL},
-                                {square, s->buffer[3], STORE, s->x, NULL},
-                                {square, s->buffer[4], SILU, s->x, NULL}};
-    TIME_VERB("r k v g", 8.0 * C * C, b->be->gemm(b->w, four, 4, &b->e));
-    struct decay decay = {s->buffer[0], v, &s->w.decay_w1, &s->w.decay_w2, s->decay};
-    TIME_VERB("decay", 4.0 * C * D, b->be->decay(b->w, &decay, &b->e));
-    struct wkv wkv = {0, s->x, s->x, s->x, s->x, s->decay, &s->w.heads, ln, s->buffer[5]};
-    TIME_VERB("wkv", 6.0 * C * N, b->be->wkv(b->w, &wkv, &b->e));
-    struct gemm output = {square, s->buffer[5], ADD, s->x, NULL};
+    for (int i = 0; i < MIXES6; i++) shift.mixed[i] = s->buffer[i];
+    TIME_VERB("shift6", 4.0 * C * 5 * R, b->be->rwkv6->shift(b->w, &shift, &b->e));
+    const struct gemm five[] = {
+        {.w = square, .in = s->buffer[1], .epilogue = STORE, .out = s->x},
+        {.w = square, .in = s->buffer[2], .epilogue = STORE, .out = s->x},
+        {.w = square, .in = s->buffer[3], .epilogue = STORE, .out = s->x},
+        {.w = square, .in = s->buffer[4], .epilogue = SILU, .out = s->x},
+        {.w = &s->w.decay_w1, .in = s->buffer[0], .epilogue = LOW_TANH, .out = s->low},
+    };
+    TIME_VERB("k v r g, decay", 8.0 * C * C + 2.0 * C * D, b->be->gemm(b->w, five, 5, &b->e));
+    struct wkv6 wkv = {.r = s->x, .k = s->x, .v = s->x, .g = s->x, .low = s->low, .time_decay = v};
+    wkv.w2 = &s->w.decay_w2;
+    wkv.decay = s->decay;
+    wkv.u = &s->w.heads;
+    wkv.ln_x = ln;
+    wkv.out = s->buffer[5];
+    TIME_VERB("wkv6", 6.0 * C * N + 2.0 * C * D, b->be->rwkv6->wkv(b->w, &wkv, &b->e));
+    struct gemm output = {.w = square, .in = s->buffer[5], .epilogue = ADD, .out = s->x};
     TIME_VERB("output", 2.0 * C * C, b->be->gemm(b->w, &output, 1, &b->e));
 }
 
 static void time_channel_mix(struct bench *b, const struct stage *s) {
     const struct weight *v = &s->w.vector;
-    struct channel_shift shift = {0, s->x, {v, v}, v, v, s->buffer[0], s->buffer[1]};
-    TIME_VERB("channel_shift", 0, b->be->channel_shift(b->w, &shift, &b->e));
-    const struct gemm two[] = {{&s->w.wide, s->buffer[0], RELU2, s->wide, NULL},
-                               {&s->w.square, s->buffer[1], SIGMOID, s->buffer[2], NULL}};
+    struct shift shift = {.mixes = 2, .x = s->x, .ln = {v, v}, .past = s->pooled, .mix = {v, v}};
+    shift.mixed[0] = s->buffer[0];
+    shift.mixed[1] = s->buffer[1];
+    TIME_VERB("shift", 0, b->be->shift(b->w, &shift, &b->e));
+    const struct gemm two[] = {
+        {.w = &s->w.wide, .in = s->buffer[0], .epilogue = RELU2, .out = s->wide},
+        {.w = &s->w.square, .in = s->buffer[1], .epilogue = SIGMOID, .out = s->buffer[2]},
+    };
     TIME_VERB("ffn key, r", 2.0 * C * (C + F), b->be->gemm(b->w, two, 2, &b->e));
-    struct gemm value = {&s->w.narrow, s->wide, GATE_ADD, s->x, s->buffer[2]};
+    struct gemm value = {.w = &s->w.narrow, .in = s->wide, .epilogue = GATE_ADD, .out = s->x, .gate = s->buffer[2]};
+    value.of_squares = true;
     TIME_VERB("ffn value", 2.0 * C * F, b->be->gemm(b->w, &value, 1, &b->e));
 }
 
 static void time_verbs(const char *isa, enum dtype dtype, int threads) {
     struct bench bench = {.be = cpu_backend(), .dtype = dtype}, *b = &bench;
-    struct dims dims = {.L = 1, .C = C, .H = H, .N = N, .F = F, .R = R, .D = D, .V = VOCABULARY};
+    struct dims dims = {.L = 1, .C = C, .H = H, .N = N, .F = F, .rank = {R, D}, .V = VOCABULARY};
     struct device_options options = {.dtype = dtype, .threads = threads, .isa = isa};
-    must(b->be->open(&dims, &options, &b->meter, &b->dev, &b->e), &b->e);
+    must(b->be->open(&dims, NULL, 0, &options, &b->meter, &b->dev, &b->e), &b->e);
     must(b->be->worker_open(b->dev, T, T, 1, &b->w, &b->e), &b->e);
     struct stage s = stage_open(b, BF16); /* as released weights are */
     static int32_t ids[T], start[T + 1], zeros[T], total[T], none[T], layers[1];
@@ -467,6 +486,8 @@ static void time_verbs(const char *isa, enum dtype dtype, int threads) {
     for (int i = 0; i < T; i++) ids[i] = random_int(0, VOCABULARY - 1), none[i] = -1;
     start[T / LENGTH] = T;
     struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total};
+    pass.finished = T / LENGTH;
+    pass.skip = zeros;
     pass.from = pass.to = none;
     pass.columns = 1;
     pass.layers = layers;

@@ -1,4 +1,4 @@
-"""The C core; see csrc/module.c."""
+"""The C core; see csrc/python/."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,10 @@ class Tokenizer:
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
     def decode(self, ids: Sequence[int]) -> bytes: ...
 
+State = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
 class Model:
+    architecture: str
     config: dict[str, int]
     device: str
     def __new__(
@@ -31,6 +34,7 @@ class Model:
         cuda: bool = False,
         library: str | None = None,
         budget: int = 0,
+        ordinal: int = 0,
     ) -> Model: ...
     def wants(self, name: str) -> bool: ...
     def put(self, name: str, array: NDArray[Any], dtype: str) -> None: ...
@@ -43,8 +47,10 @@ class Model:
         layers: NDArray[np.int32],
         pooling: int,
         out: NDArray[np.float32] | None,
-        first: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None,
+        first: State | None,
         last: bool,
         rows: int,
         progress: Callable[[int], object] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None: ...
+        skip: NDArray[np.int32] | None = None,
+        origin: NDArray[np.int64] | None = None,
+    ) -> State | None: ...

@@ -202,7 +202,8 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights(2, L=2))
     state = m.state([1, 2])
     wrong = State(state.att_x, state.ffn_x, state.wkv[:1])
-    with pytest.raises(ValueError, match=r"wkv has 4096 numbers: expected 8192"):
+    shapes = r"wkv has shape \(1, 1, 64, 64\): expected \(2, 1, 64, 64\)"
+    with pytest.raises(ValueError, match=shapes):
         m.encode_ids([[1]], layers=1, state=wrong)
 
 

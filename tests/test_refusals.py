@@ -25,7 +25,10 @@ def without(weights: Weights, *parts: str) -> Weights:
 
 
 OTHERS = {
-    "RWKV-7": lambda w: {**w, "blocks.0.att.r_k": w["blocks.0.att.time_faaaa"]},
+    "RWKV-7": lambda w: {
+        **without(w, "time_maa"),
+        "blocks.0.att.r_k": w["blocks.0.att.time_faaaa"],
+    },
     "x060a": lambda w: {**without(w, "gate"), "blocks.0.att.gate_w1": w["ln_out.bias"]},
     "x060b or x060c": lambda w: {
         **without(w, "gate"),
@@ -77,6 +80,20 @@ def test_five_dimensions_are_refused(tmp_path: Path) -> None:
 def test_an_endless_name_does_not_hide_the_reason(tmp_path: Path) -> None:
     weights = {**random_weights(), "é" * 400 + ".att.time_state": np.zeros(1, np.float32)}
     with pytest.raises(CheckpointError, match="éé.*state-tuned"):
+        load(tmp_path, weights)
+
+
+STRAYS = {
+    "blocks.0.att.key.lora_A": "merge them into the base weights first",
+    "blocks.1.att.key.bias": "RWKV-6 has no such tensor",
+    "blocks.2.ffn.experts.0.weight": "RWKV-6 has no such tensor",
+}
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_a_tensor_of_a_block_that_would_be_ignored_is_refused(tmp_path: Path, name: str) -> None:
+    weights = {**random_weights(), name: np.ones((4, 4), np.float32)}
+    with pytest.raises(CheckpointError, match=rf"{name}: .*{STRAYS[name]}"):
         load(tmp_path, weights)
 
 

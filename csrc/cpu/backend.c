@@ -1,4 +1,4 @@
-/* The CPU behind backend.h: choosing kernels, packing weights, opening workers. The verbs are in verbs.c. */
+/* The CPU behind backend.h: choosing kernels, packing weights, opening workers. The verbs are in rows.c, product.c and rwkv6.c. */
 #define _POSIX_C_SOURCE 200809L
 #include "cpu.h"
 #include "worker.h"
@@ -40,8 +40,25 @@ static enum status choose_kernels(const char *isa, struct kernels *k, const char
     return OK;
 }
 
-static enum status device_open(const struct dims *dims, const struct device_options *options, struct meter *meter,
-                               struct device **out, struct error *e) {
+/* The widest of the low ranks. */
+static int widest_rank(const struct dims *d) {
+    int widest = 0;
+    for (int i = 0; i < MOST_RANKS; i++)
+        if (d->rank[i] > widest) widest = d->rank[i];
+    return widest;
+}
+
+/* Whether every matrix of in type can lie in whole tiles. */
+static bool all_tiled(const struct dims *d) {
+    for (int i = 0; i < MOST_RANKS; i++)
+        if (d->rank[i] % TILED) return false;
+    return !(d->C % TILED || d->F % TILED || d->N % 16);
+}
+
+static enum status device_open(const struct dims *dims, const struct product_kind *products, int count,
+                               const struct device_options *options, struct meter *meter, struct device **out,
+                               struct error *e) {
+    (void)products, (void)count; /* one kernel serves them all */
     *out = NULL;
     if (options->dtype == F16)
         return fail(e, BAD_INPUT,
@@ -60,8 +77,7 @@ static enum status device_open(const struct dims *dims, const struct device_opti
     dev->dtype = options->dtype;
     dev->threads = options->threads;
     dev->product = dev->dtype == BF16 ? &dev->kernels.bf16 : &dev->kernels.f32;
-    dev->tiled = dev->product->layout == PACKED_TILES &&
-                 !(dims->C % TILED || dims->F % TILED || dims->R % TILED || dims->D % TILED || dims->N % 16);
+    dev->tiled = dev->product->layout == PACKED_TILES && all_tiled(dims);
     dev->meter = meter;
     snprintf(dev->name, sizeof dev->name, "cpu %s, %d thread%s", isa, dev->threads, dev->threads > 1 ? "s" : "");
     *out = dev;
@@ -181,13 +197,13 @@ static void *cut(char *slab, size_t *used, size_t bytes) {
 static size_t slice_scratch(const struct device *dev, char *slab, struct thread_scratch *s) {
     const struct dims *d = &dev->dims;
     size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->dtype);
-    int low = 5 * d->R > d->D ? 5 * d->R : d->D;
+    int rank = widest_rank(d);
     s->normal = cut(slab, &used, (ITEM_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
     s->d = cut(slab, &used, ITEM_ROWS * (C + SHIFT_PAD) * sizeof(float));
     s->mix = cut(slab, &used, ITEM_ROWS * C * in);
-    s->low_rank = cut(slab, &used, ITEM_ROWS * (size_t)low * in);
-    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C > d->D ? d->C : d->D));
-    s->packed_z = cut(slab, &used, 5 * gemm_input_bytes(dev->product, ITEM_ROWS, d->R));
+    s->low_rank = cut(slab, &used, ITEM_ROWS * MOST_MIXES * (size_t)rank * in);
+    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C > rank ? d->C : rank));
+    s->packed_z = cut(slab, &used, MOST_MIXES * gemm_input_bytes(dev->product, ITEM_ROWS, rank));
     s->state = cut(slab, &used, (size_t)d->N * (size_t)wkv_padded(d->N) * sizeof(float));
     s->products = cut(slab, &used, gemm_scratch_bytes(dev->product, ROW_BLOCK));
     return used;
@@ -196,7 +212,7 @@ static size_t slice_scratch(const struct device *dev, char *slab, struct thread_
 static enum status worker_memory(struct worker *w, struct error *e) {
     const struct device *dev = w->dev;
     size_t C = (size_t)dev->dims.C, threads = (size_t)dev->threads, each;
-    int widest = 4 * dev->dims.C > dev->dims.F ? 4 * dev->dims.C : dev->dims.F;
+    int widest = 5 * dev->dims.C > dev->dims.F ? 5 * dev->dims.C : dev->dims.F;
     void *p = NULL;
     TRY(worker_alloc(w, (size_t)w->rows * sizeof *w->piece, &p, e));
     w->piece = p;
@@ -208,7 +224,7 @@ static enum status worker_memory(struct worker *w, struct error *e) {
     }
     if (!dev->tiled)
         w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) +
-                          gemm_input_bytes(dev->product, w->rows, 4 * dev->product->k_step);
+                          gemm_input_bytes(dev->product, w->rows, 5 * dev->product->k_step);
     TRY(worker_alloc(w, w->packed_bytes, &p, e));
     w->packed = p;
     TRY(worker_alloc(w, threads * sizeof *w->scratch, &p, e));
@@ -284,12 +300,10 @@ const struct backend *cpu_backend(void) {
         .end = pass_done,
         .finish = pass_done,
         .embed = cpu_embed,
-        .time_shift = cpu_time_shift,
+        .shift = cpu_shift,
         .gemm = cpu_gemm,
-        .decay = cpu_decay,
-        .wkv = cpu_wkv,
-        .channel_shift = cpu_channel_shift,
         .pool = cpu_pool,
+        .rwkv6 = &cpu_rwkv6,
     };
     return &backend;
 }

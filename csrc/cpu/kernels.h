@@ -48,8 +48,8 @@ struct tile_product {
     void (*enter)(void), (*leave)(void);                   /* around the calls of a block; may be NULL */
 };
 
-/* What happens to a tile of y while it is in the first-level cache. The first six are the verbs' own. */
-enum finish_kind { FINISH_TANH = GATE_ADD + 1, FINISH_LERP, FINISH_DECAY };
+/* What happens to a tile of y while it is in the first-level cache: a product's epilogue, or what a verb does inside. */
+enum finish_kind { FINISH_LERP = LOW_SIGMOID + 1, FINISH_DECAY };
 
 struct finish {
     int kind;         /* enum epilogue or enum finish_kind */
@@ -60,7 +60,7 @@ struct finish {
     const float *gate;   /* GATE_ADD */
     const float *a, *d;  /* LERP: out = a + d (vector + y) */
     size_t shift_stride; /* elements between rows of a and d */
-    const float *vector; /* LERP: maa; DECAY: time_decay */
+    const float *vector; /* LERP: mix; DECAY: time_decay */
 };
 
 /* Rows row .. row+m of columns column .. column+n of out, from a tile [m][PANEL]. */

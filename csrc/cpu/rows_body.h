@@ -89,7 +89,9 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
         break;
     case ADD: store_some(out, load_some(out, n) + y, n); break;
     case GATE_ADD: store_some(out, FMA(load_some(f->gate + at, n), y, load_some(out, n)), n); break;
-    case FINISH_TANH: store_in_type(f->out, at, tanh_vec(y), n, f->bf16); break;
+    case LOW: store_in_type(f->out, at, y, n, f->bf16); break;
+    case LOW_TANH: store_in_type(f->out, at, tanh_vec(y), n, f->bf16); break;
+    case LOW_SIGMOID: store_in_type(f->out, at, sigmoid_vec(y), n, f->bf16); break;
     case FINISH_LERP:
         y = FMA(load_some(f->d + shift, n), load_some(f->vector + column, n) + y, load_some(f->a + shift, n));
         store_in_type(f->out, at, y, n, f->bf16);
@@ -116,7 +118,9 @@ static void finish_rows(const struct finish *f, int m, int n, size_t row, size_t
     case RELU2: finish_tile(f, RELU2, m, n, row, column, tile); break;
     case ADD: finish_tile(f, ADD, m, n, row, column, tile); break;
     case GATE_ADD: finish_tile(f, GATE_ADD, m, n, row, column, tile); break;
-    case FINISH_TANH: finish_tile(f, FINISH_TANH, m, n, row, column, tile); break;
+    case LOW: finish_tile(f, LOW, m, n, row, column, tile); break;
+    case LOW_TANH: finish_tile(f, LOW_TANH, m, n, row, column, tile); break;
+    case LOW_SIGMOID: finish_tile(f, LOW_SIGMOID, m, n, row, column, tile); break;
     case FINISH_LERP: finish_tile(f, FINISH_LERP, m, n, row, column, tile); break;
     case FINISH_DECAY: finish_tile(f, FINISH_DECAY, m, n, row, column, tile); break;
     }

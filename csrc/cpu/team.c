@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "team.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -62,6 +63,7 @@ static void *help(void *argument) {
     struct helper *h = argument;
     struct team *p = h->team;
     unsigned seen = 0;
+    fesetenv(FE_DFL_ENV); /* a thread is born with the rounding of the one that made it */
     for (;;) {
         seen = wait_for_round(p, seen);
         if (p->closing) return NULL;

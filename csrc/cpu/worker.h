@@ -1,4 +1,4 @@
-/* The CPU's device and worker, shared by backend.c, which opens them, and verbs.c, which runs on them. */
+/* The CPU's device and worker, shared by backend.c, which opens them, and the verbs, which run on them. */
 #ifndef RWKVSTS_CPU_WORKER_H
 #define RWKVSTS_CPU_WORKER_H
 
@@ -25,8 +25,8 @@ enum { SHIFT_PAD = 16 };
 /* What one thread needs for an item; pointers into one allocation a thread. */
 struct thread_scratch {
     float *normal, *d;       /* [ITEM_ROWS + 1, C + SHIFT_PAD], [ITEM_ROWS, C + SHIFT_PAD] */
-    void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, max(5R, D)] in type */
-    void *packed, *packed_z; /* inputs of products from C or D, and five from R */
+    void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, MOST_MIXES * widest rank] in type */
+    void *packed, *packed_z; /* inputs of a product from C or a rank, and of MOST_MIXES from a rank each */
     float *state;            /* [N, wkv_padded(N)] */
     float *products;         /* gemm_block's */
 };
@@ -52,17 +52,32 @@ struct worker {
     struct allocation *allocations;
 };
 
-/* What `in` type makes of a verb's products. */
+static inline int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+/* Pieces of `size` that cover n. */
+static inline int pieces(int n, int size) {
+    return (n + size - 1) / size;
+}
+
+static inline const float *vector_of(const struct weight *w) {
+    return w->data;
+}
+
+/* Element `index` of a matrix of in type. */
+static inline const void *in_at(const struct worker *w, const void *p, size_t index) {
+    return (const char *)p + index * dtype_bytes(w->dev->dtype);
+}
+
 static inline bool is_bf16(const struct worker *w) {
     return w->dev->dtype == BF16;
 }
 
 enum status cpu_embed(struct worker *w, const struct embed *a, struct error *e);
-enum status cpu_time_shift(struct worker *w, const struct time_shift *a, struct error *e);
+enum status cpu_shift(struct worker *w, const struct shift *a, struct error *e);
 enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct error *e);
-enum status cpu_decay(struct worker *w, const struct decay *a, struct error *e);
-enum status cpu_wkv(struct worker *w, const struct wkv *a, struct error *e);
-enum status cpu_channel_shift(struct worker *w, const struct channel_shift *a, struct error *e);
 enum status cpu_pool(struct worker *w, const struct pool *a, struct error *e);
+extern const struct verbs6 cpu_rwkv6;
 
 #endif
