@@ -134,7 +134,7 @@ static enum status pack_table(struct device *dev, const struct array *a, struct 
 
 static void unpack_table(struct device *dev, struct weight *w) {
     struct array *table = w->data;
-    memory_free(dev->meter, (void *)table->data, w->bytes);
+    memory_free(dev->meter, (void *)(uintptr_t)table->data, w->bytes);
     memory_free(NULL, table, sizeof *table);
 }
 

@@ -40,12 +40,14 @@ static void gather_panel(const struct array *a, enum role role, const struct pac
     }
 }
 
-/* rows [PANEL][words] -> panel [words][PANEL]; a word is a float or a pair of bfloat16. Sixteen words are a line. */
-static void transpose_panel(const uint32_t *rows, size_t words, uint32_t *panel) {
+/* rows [PANEL][words] -> panel [words][PANEL]; a word is 4 bytes: a float or a pair of bfloat16. Sixteen words are a line. */
+static void transpose_panel(const unsigned char *rows, size_t words, unsigned char *panel) {
+    enum { WORD = 4 };
     for (size_t first = 0; first < words; first += 16) {
         size_t last = first + 16 < words ? first + 16 : words;
         for (size_t j = 0; j < PANEL; j++)
-            for (size_t i = first; i < last; i++) panel[i * PANEL + j] = rows[j * words + i];
+            for (size_t i = first; i < last; i++)
+                memcpy(panel + (i * PANEL + j) * WORD, rows + (j * words + i) * WORD, WORD);
     }
 }
 
@@ -64,7 +66,7 @@ enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, 
     struct packed *p = memory_new(NULL, sizeof *p);
     head.data = memory_new(meter, bytes);
     float *line = memory_new(NULL, line_bytes);
-    uint32_t *rows = memory_new(NULL, head.panel_bytes);
+    unsigned char *rows = memory_new(NULL, head.panel_bytes);
     enum status status = OK;
     if (!p || !head.data || !line || !rows) {
         memory_free(NULL, p, sizeof *p);
@@ -76,8 +78,8 @@ enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, 
     for (int g = 0; g < p->g; g++)
         for (int panel = 0; panel < p->panels; panel++) {
             gather_panel(a, role, p, g, panel * PANEL, line, rows);
-            transpose_panel(rows, p->panel_bytes / PANEL / sizeof *rows,
-                            (uint32_t *)(void *)(p->data + (size_t)(g * p->panels + panel) * p->panel_bytes));
+            transpose_panel(rows, p->panel_bytes / PANEL / 4,
+                            p->data + (size_t)(g * p->panels + panel) * p->panel_bytes);
         }
     *out = (struct weight){.data = p, .bytes = bytes, .role = role, .g = p->g, .n = p->n, .k = p->k};
 done:
