@@ -30,7 +30,7 @@ from rwkvsts.cli import embed, info, study
 from rwkvsts.cli.main import _parser
 from rwkvsts.corpus import job, output
 from rwkvsts.data import datasets
-from rwkvsts.study import experiment
+from rwkvsts.study import experiment, folder
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
@@ -56,6 +56,7 @@ class Stand:
         self.config = types.SimpleNamespace(n_layer=12, n_embd=2, n_vocab=300)
         self.device, self.dtype, self.source, self.revision = "cpu", "float32", "made/up", None
         self.n_blocks, self.width = 12, 2
+        self.architecture, self.layers = "made up", (*range(12), "final")
         self.tokenizer = Letters()
 
     @classmethod
@@ -87,7 +88,7 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
     monkeypatch.setattr(embed, "RWKV", fake)
-    monkeypatch.setattr(experiment, "RWKV6", fake)
+    monkeypatch.setattr(experiment, "RWKV", fake)
     return fake
 
 
@@ -246,9 +247,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "study | embed | info"),
+        ([], "study | report | embed | info"),
         (["train"], "invalid choice"),
-        (["study", "--task", "cola"], "invalid choice: 'cola'"),
+        (["study", "--task", "mrpc,cola"], "no data set 'cola'; choose one of mrpc"),
         (["study", "--layers", "1,x"], "'x' in '1,x': expected layer numbers"),
         (["study", "--layers", "-1"], "expected"),
         (["study", "--tokenizer", "bert"], "invalid choice"),
@@ -326,7 +327,7 @@ def test_study_prints_and_writes_one_table(
     assert "test[:50], n = 50" in printed and "word overlap" in printed
     assert stand.asked["source"] == "made/up" and stand.asked["max_layer"] == 11
     assert (stand.asked["device"], stand.asked["dtype"]) == ("cpu", "float32")
-    content = json.loads((out / "study.json").read_text())
+    content = json.loads((out / "run.json").read_text())
     assert [(r["tokenizer"], r["layer"]) for r in content["rows"]] == [
         *[(None, None)] * 3,
         ("gpt2", 1),
@@ -334,9 +335,7 @@ def test_study_prints_and_writes_one_table(
         ("world", 1),
         ("world", 11),
     ]
-    assert {path.name for path in out.iterdir()} == {
-        f"study.{ending}" for ending in ("csv", "json", "md", "tex", "png")
-    }
+    assert {path.name for path in out.iterdir()} == {*folder.FILES, folder.PASSES, ".lock"}
 
 
 def test_without_arguments_the_bundled_study_runs_and_says_so(
@@ -359,7 +358,8 @@ def test_without_arguments_the_bundled_study_runs_and_says_so(
     assert stand.asked["source"] == "demo" and sum(stand.chunks) > 60
     # What the last line says must be a command that parses.
     real = _parser().parse_args(study.REAL.split()[1:])
-    assert (real.model, real.task, real.tokenizer) == ("RWKV/v6-Finch-1B6-HF", "mrpc", "both")
+    assert (real.model, real.task) == (["RWKV/v6-Finch-1B6-HF"], ("mrpc",))
+    assert real.tokenizer == "both"
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_the_real_program_scores_a_real_model(weights: Path, tmp_path: Path) -> 
         program(*argv, "--out", tmp_path / "out"), capture_output=True, text=True, check=True
     )
     assert done.stderr == ""  # no bar where there is no terminal
-    rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"][3:]
+    rows = json.loads((tmp_path / "out" / "run.json").read_text())["rows"][3:]
     model = RWKV6.from_pretrained(weights, device="cpu", dtype="float32", tokenizer="bytes")
     pairs = datasets.load("stsb", "test[:40]", tmp_path)
     for row, layer in zip(rows, (3, 0, "final"), strict=True):

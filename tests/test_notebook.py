@@ -24,7 +24,7 @@ from tinymodel import random_weights
 
 import rwkvsts
 from rwkvsts.opening import DEMO
-from rwkvsts.study import StudyConfig
+from rwkvsts.study import StudyConfig, folder
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "01_reproduce_the_paper.ipynb"
@@ -109,7 +109,8 @@ def test_bundled_experiment_gives_a_table_and_a_plot(executed: Any) -> None:
     assert len(set(spearman[3:])) > 1  # layers differ, in a model that is real
     assert len(texts(cell, "image/png")) == 1
     written = sorted(path.name for path in (executed["folder"] / "results" / "demo").iterdir())
-    assert written == [f"study.{ending}" for ending in ("csv", "json", "md", "png", "tex")]
+    norms = {"norms.pdf", "norms.png"}  # measured only where asked for
+    assert written == sorted(set(folder.FILES) - norms)
 
 
 def test_sentences_get_an_array(executed: Any) -> None:
@@ -199,8 +200,8 @@ def test_the_rest_runs_where_the_hub_answers(tmp_path: Path) -> None:
         (row[0].partition("mean, ")[2] or None, int(row[1]) if row[1] else None) for row in rows
     ]
     assert found == expected * 2  # for each split
-    # Published figures stand only beside the paper's protocol: its GloVe's, none of a small model.
-    assert [row[3] for row in rows if row[3]] == ["0.3876", "0.4326"]
+    # Published figures stand only beside the paper's protocol, and neither model nor GloVe is its.
+    assert "paper" not in table.splitlines()[0] and "do not stand beside them" in table
     assert len(texts(cell, "image/png")) == 1
     (compared,) = texts(cell_with(executed, "published_spearman"), "text/html")
     assert compared.count("<tr") >= 12

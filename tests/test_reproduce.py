@@ -42,7 +42,7 @@ def table(model: str, request: pytest.FixtureRequest) -> Study:
     data = request.config.getoption("--reproduce-data")
     glove = request.config.getoption("--reproduce-glove")
     config = StudyConfig(
-        model=model, task="mrpc", tokenizers=("gpt2", "world"), data=data, glove=glove
+        models=(model,), tasks=("mrpc",), tokenizers=("gpt2", "world"), data=data, glove=glove
     )
     try:
         return run(config)

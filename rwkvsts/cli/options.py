@@ -19,6 +19,10 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) ->
         "--layers", type=layer_list, default=PAPER_LAYERS, help="e.g. 1,3,5 or final"
     )
     parser.add_argument("--pooling", choices=POOLING, default="mean")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1"
     )

@@ -1,5 +1,12 @@
-"""Labelled sentence pairs: the data sets and the readers of their files."""
+"""Labelled sentence pairs: the catalogue of data sets, their layouts, the readers of files.
 
-from .datasets import DATA_SETS, Pairs, asset, load
+`readers` yields rows, `pairs` checks them, `catalogue` and `layouts` know the public data sets,
+`datasets` loads those and `own` a file of one's own.
+"""
 
-__all__ = ["DATA_SETS", "Pairs", "asset", "load"]
+from .catalogue import DATA_SETS
+from .datasets import asset, load
+from .own import load_file
+from .pairs import Pairs
+
+__all__ = ["DATA_SETS", "Pairs", "asset", "load", "load_file"]

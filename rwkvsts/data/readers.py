@@ -105,31 +105,38 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Rows of a Parquet file, as (row number, cell by column name), restricted to `columns`."""
+def read_parquet(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Record]:
+    """Rows of a Parquet file, as (row number, cell by column name).
+
+    Restricted to `columns`, and to what there is of the `optional` ones.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         found = pyarrow.parquet.read_schema(path).names
         need(path, found, columns)
-        rows = pyarrow.parquet.read_table(path, columns=list(columns)).to_pylist()
+        wanted = [*columns, *(name for name in optional if name in found)]
+        rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         # ValueError too: strings that are no UTF-8 come out as that.
         reason = (str(error).splitlines() or [""])[0][:200]
         raise DataError(
-            f"{path}: not a readable Parquet file ({reason}); delete it and load again"
+            f"{path}: not a readable Parquet file ({reason}); get it again, a file in a cache "
+            "after deleting it"
         ) from None
     yield from enumerate(rows, 1)
 
 
-def read_jsonl_gz(path: Path) -> Iterator[Record]:
-    """Objects of a gzip-compressed JSON Lines file, as (line number, object)."""
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Objects of a JSON Lines file, plain or gzip-compressed, as (line number, object)."""
     line = 0
     try:
-        with gzip.open(path) as file:
+        with open_plain_or_gzip(path) as file:
             while raw := file.readline(LONGEST_LINE):
                 line += 1
                 if len(raw) == LONGEST_LINE:
@@ -139,10 +146,9 @@ def read_jsonl_gz(path: Path) -> Iterator[Record]:
                     raise ValueError(f"expected an object, found {type(row).__name__}")
                 yield line, row
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        reason = str(error)[:200]
         raise DataError(
-            f"{path}, line {line}: not readable as gzip-compressed JSON Lines ({reason}); "
-            "delete it and load again"
+            f"{path}, line {line}: not readable as JSON Lines ({str(error)[:200]}); get it again, "
+            "a file in a cache after deleting it"
         ) from None
 
 

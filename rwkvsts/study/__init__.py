@@ -1,9 +1,14 @@
-"""The laboratory: layers x splits x methods, with controls, intervals and costs, in one table.
+"""The laboratory: models x readings x tasks, with controls, intervals and costs, in one table.
 
-`experiment` computes, `report` and `plots` show; `statistics`, `cost`, `baselines` and `machine`
-are what they are made of. Everything here uses the embedder through its public surface.
+`settings` says what is asked and `methods` what it is made of; `passes` compute, `experiment` runs
+them all, `table` compares; `report`, `plots` and `folder` show and keep. `statistics`, `cost`,
+`baselines`, `published` and `machine` are what they are made of. Everything here uses an embedder
+through its public surface.
 """
 
-from .experiment import Row, Study, StudyConfig, run
+from .experiment import Study, run
+from .folder import merge, read, write
+from .settings import StudyConfig
+from .table import Row
 
-__all__ = ["Row", "Study", "StudyConfig", "run"]
+__all__ = ["Row", "Study", "StudyConfig", "merge", "read", "run", "write"]

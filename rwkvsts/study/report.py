@@ -1,20 +1,17 @@
-"""A study on paper: the table as text, Markdown, LaTeX, CSV and JSON.
+"""A study on paper: the table as text, Markdown, LaTeX and CSV.
 
-Text, Markdown and LaTeX show what a reader compares; CSV and JSON hold every field, JSON the
-machine and the settings as well. Promises that a file under its final name is whole.
+Text, Markdown and LaTeX show what a reader compares; CSV holds every row and field. A reading of
+more layers than fit a page is shown by its best one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ..files.writing import replacing
-from .experiment import Row, Study
+from .experiment import Study
+from .table import OVERLAP, Row, ties_with_best
 
 HEADERS = (
     "method",
@@ -23,99 +20,127 @@ HEADERS = (
     "paper",
     "AUC",
     "over overlap [95 %]",
+    "against the best",
     "ms/pair",
     "batched",
     "MiB",
     "paper ms",
 )
-# Without its last column the table fits 120 characters.
-TERMINAL_COLUMNS = len(HEADERS) - 1
+TERMINAL = 120  # characters; columns go until the table fits
+SPARE = ("paper ms", "batched", "MiB", "AUC", "ms/pair")
+MOST_LAYERS = 12  # of a reading, before only its best and its last are shown
+SHORTENED = (
+    f"Of a reading of more than {MOST_LAYERS} layers its best and its last are shown; every row is "
+    "in table.csv."
+)
 
 
 def text(study: Study) -> str:
     """The table for a terminal, notes below."""
     notes = [textwrap.fill(f"- {note}", 110, subsequent_indent="  ") for note in study.notes]
-    return "\n".join([_tabulate(study, "simple", TERMINAL_COLUMNS), "", *notes])
+    hidden: list[str] = []
+    table = _tabulate(study, "simple")
+    for column in SPARE:
+        if max(map(len, table.splitlines())) <= TERMINAL:
+            break
+        hidden.append(column)
+        table = _tabulate(study, "simple", hidden)
+    if len(shown(study.rows)) < len(study.rows):
+        notes.append(f"- {SHORTENED}")
+    return "\n".join([table, "", *notes])
 
 
 def markdown(study: Study) -> str:
     """The table for a README or an issue."""
-    machine = ", ".join(f"{name}: {value}" for name, value in _machine(study).items())
-    notes = [f"- {note}" for note in [*study.notes, machine]]
+    machines = [", ".join(f"{k}: {v}" for k, v in _machine(r).items()) for r in study.runs]
+    shortened = [SHORTENED] if len(shown(study.rows)) < len(study.rows) else []
+    notes = [f"- {note}" for note in [*shortened, *study.notes, *dict.fromkeys(machines)]]
     return "\n".join([_tabulate(study, "github"), "", *notes]) + "\n"
 
 
 def latex(study: Study) -> str:
-    """A `booktabs` tabular, the notes as comments above it."""
+    r"""A tabular for `\usepackage{booktabs}`, the notes as comments above it."""
     notes = [f"% {note}" for note in study.notes]
-    return "\n".join([*notes, _tabulate(study, "latex_booktabs")]) + "\n"
+    body = "\n".join([*notes, _tabulate(study, "latex_booktabs", ["paper ms", "batched", "MiB"])])
+    # What pdflatex has no letter for would stop it: a prompt in another script, for one.
+    return body.encode("latin-1", "replace").decode("latin-1") + "\n"
 
 
-def to_json(study: Study) -> str:
-    """Everything: facts of the run, settings, notes, rows. A figure that does not exist is null."""
-    content = {
-        "facts": study.facts,
-        "config": asdict(study.config),
-        "notes": study.notes,
-        "rows": [asdict(row) for row in study.rows],
-    }
-    return json.dumps(_without_nan(content), indent=2, allow_nan=False, default=str) + "\n"
+def csv(study: Study) -> str:
+    """Every row and field."""
+    table: str = study.frame().to_csv(index=False, lineterminator="\n")
+    return table
 
 
-def write(study: Study, folder: str | Path) -> list[Path]:
-    """Write study.csv, .json, .md, .tex and .png into `folder`, making it; returns the paths."""
-    from . import plots
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "study.csv": study.frame().to_csv(index=False),
-        "study.json": to_json(study),
-        "study.md": markdown(study),
-        "study.tex": latex(study),
-    }
-    for name, content in contents.items():
-        with replacing(folder / name) as part:
-            part.write_text(content, "utf-8")
-    with replacing(folder / "study.png") as part:
-        plots.layers(study, part)
-    return [folder / name for name in [*contents, "study.png"]]
+def shown(rows: list[Row]) -> list[Row]:
+    """The rows that a page has room for: of a long reading the best layer and the last."""
+    layers: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        layers.setdefault((row.task, row.split, row.method), []).append(row)
+    long = {key for key, found in layers.items() if len(found) > MOST_LAYERS}
+    last = [found[-1] for found in layers.values()]
+    return [r for r in rows if (r.task, r.split, r.method) not in long or r.best or r in last]
 
 
-def _tabulate(study: Study, form: str, columns: int = len(HEADERS)) -> str:
+def _tabulate(study: Study, form: str, hidden: list[str] | None = None) -> str:
     from tabulate import tabulate
 
+    by_step = any(run["config"]["recipe"] for run in study.runs)
     rows: list[list[str]] = []
-    split = None
-    for row in study.rows:
-        if row.split != split:
-            split = row.split
-            rows.append([f"{split}, n = {row.n}"] + [""] * (len(HEADERS) - 1))
+    title: tuple[str, ...] = ()
+    for row in _ordered(shown(study.rows), by_step):
+        if (row.task, row.split) != title[:2]:
+            rows.append(_title(f"{row.task} {row.split}, n = {row.n}"))
+        if by_step and row.step and (row.task, row.split, row.model, row.step) != title:
+            rows.append(_title(f"{row.model}: {row.step}"))
+        title = (row.task, row.split, row.model, row.step)
         rows.append(_cells(row))
-    shown = [i for i in range(columns) if any(row[i] for row in rows)]
+    empty = [not any(row[i] for row in rows) for i in range(len(HEADERS))]
+    kept = [i for i, name in enumerate(HEADERS) if not empty[i] and name not in (hidden or ())]
     if form == "github":  # a bar would end the cell, and tabulate leaves it
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     table: str = tabulate(
-        [[row[i] for i in shown] for row in rows],
-        [HEADERS[i] for i in shown],
+        [[row[i] for i in kept] for row in rows],
+        [HEADERS[i] for i in kept],
         tablefmt=form,
         disable_numparse=True,
-        colalign=["right" if i else "left" for i in shown],
+        colalign=["right" if i else "left" for i in kept],
     )
     return table
+
+
+def _ordered(rows: list[Row], by_step: bool) -> list[Row]:
+    """As they are; or, where the ladder is shown, each model's rows step by step."""
+    if not by_step:
+        return rows
+    from .settings import STEPS
+
+    splits = list(dict.fromkeys((row.task, row.split) for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+
+    def place(row: Row) -> tuple[int, int, int]:
+        step = STEPS.index(row.step) if row.step else -1
+        return splits.index((row.task, row.split)), models.index(row.model), step
+
+    return sorted(rows, key=place)
+
+
+def _title(words: str) -> list[str]:
+    return [words] + [""] * (len(HEADERS) - 1)
 
 
 def _cells(row: Row) -> list[str]:
     """A row in the order of `HEADERS`; empty where there is no figure."""
     seconds = row.published_s_per_pair
-    lead = "" if row.method == "word overlap" else "{:+.3f} [{:+.2f}, {:+.2f}]"
+    lead = "" if row.method == OVERLAP.label else "{:+.3f} [{:+.2f}, {:+.2f}]"
     return [
-        f"{row.method}, {row.tokenizer}" if row.tokenizer else row.method,
+        row.method,
         "" if row.layer is None else str(row.layer),
         f"{row.spearman:.4f} [{row.low:.2f}, {row.high:.2f}]",
         _figure(row.published_spearman, ".4f"),
         _figure(row.auc, ".3f"),
         lead.format(row.over_overlap, row.over_overlap_low, row.over_overlap_high),
+        _standing(row),
         _figure(row.ms_per_pair, ".3g"),
         _figure(row.ms_per_pair_batched, ".3g"),
         _figure(row.peak_mib, ".1f"),
@@ -123,26 +148,30 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def _standing(row: Row) -> str:
+    """What the row beats, if it stands for its model; else how far behind that one it is."""
+    star = "*" if row.chosen_on else ""
+    if row.letter:
+        beats = f" >{row.beats}" if row.beats else ""
+        noise = f" ~{row.within_noise}" if row.within_noise else ""
+        return f"{row.letter}{star}{beats}{noise}"
+    if math.isnan(row.behind):
+        return ""
+    return f"{row.behind:+.3f}{star}{' ~' if ties_with_best(row) else ''}"
+
+
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None or math.isnan(value) else format(value, form)
 
 
-def _machine(study: Study) -> dict[str, Any]:
-    """The facts of the run in short, for a line of text."""
-    facts = study.facts
+def _machine(run: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run in short, for a line of text."""
+    facts = run["facts"]
     names = ("date", "cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts")
     short = {name: facts[name] for name in names if facts.get(name)}
     for model in facts["models"]:
+        tokenizer = f" ({model['tokenizer']})" if model["tokenizer"] else ""
         revision = f" {model['revision']}" if model["revision"] else ""
-        short[f"model ({model['tokenizer']})"] = (
-            f"{model['source']}{revision} {model['dtype']} on {model['device']}"
-        )
+        where = f"{model['dtype']} on {model['device']}"
+        short[f"model{tokenizer}"] = f"{model['source']}{revision} {where}"
     return short
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
