@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import device
 from ..errors import DataError
-from ..model import PAPER_LAYERS, POOLING, Layer
+from ..model import PAPER_LAYERS, POOLING, RWKV, Layer
 
 
 def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
@@ -34,6 +34,27 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help="weight file in a folder or repository of several")
     parser.add_argument(
         "--vocabulary", help="of the tokenizer world; default: the file beside the weights"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
+
+
+def load_model(args: argparse.Namespace) -> RWKV:
+    """The model that the three above asked for, with no more blocks than its layers need."""
+    # None, the layer half-way up, lies in a depth that is not known yet.
+    some = args.layers is not None and "final" not in args.layers
+    return RWKV.from_pretrained(
+        args.model,
+        revision=args.revision,
+        device=args.device,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        max_layer=max(args.layers) if some else None,
+        file=args.file,
+        vocabulary=args.vocabulary,
+        threads=args.threads,
     )
 
 
