@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 
 from .. import corpus
-from ..corpus.meter import say
 from ..embedder import middle_layer
 from ..errors import DataError
 from ..model import RWKV
+from ..progress import say
 from ..tokenizer import KINDS
 from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
 
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_output_options(parser)
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
     add_threads(parser)
-    parser.set_defaults(run=run_embed, layers=None)
+    parser.set_defaults(run=run_embed)
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +66,16 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-empty",
         choices=corpus.ON_EMPTY,
         default="error",
-        help="a row without a text: stop before anything is computed (default), leave it out, or "
-        "put null in its place (NaN in .npy)",
+        help="a row without a text: error stops before anything is computed, skip leaves it out, "
+        "null puts null in its place (NaN in .npy)",
     )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--dtype-out", choices=("float32", "float16"), default="float32")
+    group.add_argument(
+        "--dtype-out", choices=("float32", "float16"), default="float32", help="of what is written"
+    )
     group.add_argument(
         "--format",
         choices=("parquet", "npy"),

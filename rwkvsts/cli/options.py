@@ -8,17 +8,22 @@ from pathlib import Path
 
 from .. import device
 from ..errors import DataError
-from ..model import PAPER_LAYERS, POOLING, RWKV, Layer
+from ..model import POOLING, RWKV, Layer
 
 
 def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
     parser.add_argument("--model", default="demo", help="file, folder, repository or demo")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--tokenizer", choices=tokenizers, default="world")
     parser.add_argument(
-        "--layers", type=layer_list, default=PAPER_LAYERS, help="e.g. 1,3,5 or final"
+        "--tokenizer",
+        choices=tokenizers,
+        default="world",
+        help="of the texts: the model's own, the paper's, or an id a byte",
     )
-    parser.add_argument("--pooling", choices=POOLING, default="mean")
+    parser.add_argument(
+        "--layers", type=layer_list, help="e.g. 1,3,5 or final; default: the one half-way up"
+    )
+    parser.add_argument("--pooling", choices=POOLING, default="mean", help="over a text's tokens")
     add_device_options(parser)
 
 
@@ -26,7 +31,12 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1"
     )
-    parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *device.DTYPES),
+        default="auto",
+        help="of weights and products; auto: bfloat16 where the hardware multiplies it",
+    )
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
