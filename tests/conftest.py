@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--reproduce-{name}", default=default, help=what)
 
 
+def pytest_configure() -> None:
+    # Under nohup and behind `&` in a script Ctrl-C is ignored, here and in every program that the
+    # tests start: those that send it would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data sets and tiny checkpoints; a test that asks for it skips without."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,15 +22,21 @@ LONGEST_NAME = 200  # of 255, so that the hidden folder's name fits
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` on success and vanishes on an error or Ctrl-C."""
     remove_left(path.parent, path.name)
-    # Beside the target, because a rename is atomic only within one file system.
-    place, held = _hidden_folder(path)
-    try:
+    # Beside the target, because a rename is atomic only within one file system. By chance, because
+    # process ids repeat, in two containers on one volume.
+    place = path.with_name(f".{path.name[:LONGEST_NAME]}.{secrets.token_hex(8)}.part")
+    held = None
+    try:  # before there is anything, so that Ctrl-C leaves nothing whenever it comes
+        while held is None:
+            place.mkdir(exist_ok=True)
+            held = _held(place)
         part = place / path.name
         yield part
         os.replace(part, path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        os.close(held)
+        if held is not None:
+            os.close(held)
 
 
 def remove_left(folder: Path, name: str = "") -> None:
@@ -46,21 +52,19 @@ def remove_left(folder: Path, name: str = "") -> None:
                     _remove_if_let_go(place)
 
 
-def _hidden_folder(path: Path) -> tuple[Path, int]:
-    """A new folder for one file, and the descriptor that says until it is closed: still in use.
-
-    The name is made up by the system, so that two processes never share it; process ids do repeat,
-    in two containers on one volume.
-    """
-    while True:
-        prefix = f".{path.name[:LONGEST_NAME]}."
-        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+def _held(place: Path) -> int | None:
+    """A descriptor that says until it is closed: in use. None if another process took the folder
+    for left, and removed it, before it was locked."""
+    try:
         held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # a file system without locks: nobody will take it for left
-            fcntl.flock(held, fcntl.LOCK_EX)
-        if place.exists():
-            return place, held
-        os.close(held)  # another process took it for left before it was locked
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: nobody will take it for left
+        fcntl.flock(held, fcntl.LOCK_EX)
+    if place.exists():
+        return held
+    os.close(held)
+    return None
 
 
 def _remove_if_let_go(place: Path) -> None:
