@@ -1,4 +1,7 @@
-"""How far a job is: a bar on a terminal, elsewhere a line of JSON a minute on standard error."""
+"""How far a job is: a bar on a terminal, elsewhere a line of JSON a minute on standard error.
+
+Promises to say nothing where standard error is closed, and never to fail because of it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,18 @@ import sys
 import time
 from typing import Any
 
-from ..progress import bar, say
+from ..progress import bar
 
 EVERY = 60.0  # seconds between two lines
+
+
+def say(text: str) -> None:
+    """A line on standard error, if anybody can be told."""
+    try:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
 
 
 class Meter:
