@@ -68,7 +68,7 @@ def load(
         files, columns = [(path, _read_hub_file(path, spec))], spec.hub_columns
     assert columns is not None
     pairs = collect(name, part, files, columns)
-    _check_count(pairs, spec.counts[part])
+    _check_count(pairs, spec.counts[part], [path for path, _ in files])
     _check_slice(name, split, window, len(pairs))
     return Pairs(
         name,
@@ -109,12 +109,13 @@ def _check_slice(name: str, split: str, window: slice, count: int) -> None:
         raise DataError(f"split {split!r} of {name}: expected a slice within its {count} pairs")
 
 
-def _check_count(pairs: Pairs, expected: int | None) -> None:
+def _check_count(pairs: Pairs, expected: int | None, paths: list[Path]) -> None:
     if len(pairs) != (expected or len(pairs) or 1):
+        glue = any(path.name == "train.tsv" for path in paths)
         raise DataError(
-            f"{pairs.source}: expected {expected or 'some'} pairs in {pairs.name} {pairs.split}, "
-            f"found {len(pairs)}; the file is cut short or of another edition: get it again"
-            + (layouts.GLUE_HINT if pairs.source.endswith("train.tsv") else "")
+            f"{', '.join(map(str, paths))}: expected {expected or 'some'} pairs in {pairs.name} "
+            f"{pairs.split}, found {len(pairs)}; the file is cut short or of another edition: get "
+            f"it again{layouts.GLUE_HINT if glue else ''}"
         )
 
 
