@@ -83,7 +83,7 @@ static inline size_t larger_of(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
-extern const struct architecture rwkv6;
+extern const struct architecture rwkv6, rwkv7;
 
 /* All of them, NULL at the end. */
 extern const struct architecture *const architectures[];

@@ -177,12 +177,14 @@ static enum status open_device(struct model *m, const struct device_options *opt
     if (a->product_count > 2 * MOST_PRODUCTS)
         return fail(e, DEVICE_FAILED, "%s has %d kinds of products: expected at most %d", a->name, a->product_count,
                     2 * MOST_PRODUCTS);
+    int count = 0;
     for (int i = 0; i < a->product_count; i++) {
         const struct product_spec *p = &a->products[i];
-        kinds[i] = (struct product_kind){(int)size_of(a, &m->dims, p->n, strlen(p->n)),
-                                         (int)size_of(a, &m->dims, p->k, strlen(p->k)), p->epilogue, p->of_squares};
+        int n = (int)size_of(a, &m->dims, p->n, strlen(p->n)), k = (int)size_of(a, &m->dims, p->k, strlen(p->k));
+        if (n && k) /* else of a low rank that this model has not */
+            kinds[count++] = (struct product_kind){n, k, p->epilogue, p->of_squares};
     }
-    return m->be->open(&m->dims, kinds, a->product_count, options, &m->meter, &m->dev, e);
+    return m->be->open(&m->dims, kinds, count, options, &m->meter, &m->dev, e);
 }
 
 enum status model_open(const struct backend *be, const struct architecture *a, const struct dims *dims, int blocks,

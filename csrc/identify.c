@@ -32,18 +32,17 @@ static bool in_block_0(struct listing l, const char *leaf) {
 
 /* What a checkpoint is that no architecture here runs. */
 static const char *other_family(struct listing l) {
-    if (in_block_0(l, "att.r_k") || in_block_0(l, "att.k_k")) return "RWKV-7";
     if (in_block_0(l, "att.ln_x.weight")) return in_block_0(l, "att.gate.weight") ? "RWKV-5.1 or 5.2" : "RWKV-5.0";
     if (in_block_0(l, "att.time_mix_k")) return "RWKV-4";
     return "no RWKV model that is known here";
 }
 
 static const struct architecture *known(struct listing l) {
-    for (int i = 0; architectures[i]; i++) {
+    for (int i = 0; architectures[i]; i++)
         if (in_block_0(l, architectures[i]->mark)) return architectures[i];
-        for (int j = 0; j < architectures[i]->refusal_count; j++) /* a variant may lack the mark */
+    for (int i = 0; architectures[i]; i++) /* a variant may lack the mark */
+        for (int j = 0; j < architectures[i]->refusal_count; j++)
             if (in_block_0(l, architectures[i]->refusals[j].part)) return architectures[i];
-    }
     return NULL;
 }
 

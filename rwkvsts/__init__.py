@@ -19,11 +19,12 @@ except ImportError as error:
     ) from error
 
 from .embedder import Embedder
+from .embedding_rwkv import EmbeddingRWKV
 from .errors import CheckpointError, DataError, DeviceError, HubError
-from .model import RWKV, RWKV6, Config, State
+from .model import RWKV, RWKV6, RWKV7, Config, State
 
-__all__ = ["RWKV", "RWKV6", "CheckpointError", "Config", "DataError", "DeviceError", "Embedder"]
-__all__ += ["HubError", "State", "load"]
+__all__ = ["RWKV", "RWKV6", "RWKV7", "CheckpointError", "Config", "DataError", "DeviceError"]
+__all__ += ["Embedder", "EmbeddingRWKV", "HubError", "State", "load"]
 
 load = RWKV.from_pretrained
 

@@ -46,7 +46,7 @@ def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Pre
         if max_length is None and not len(ending):
             return ids, start
         pieces = [np.append(ids[a:b][:max_length], ending) for a, b in pairwise(start)]
-        return _join(pieces)
+        return join(pieces)
 
     return prepare
 
@@ -62,7 +62,7 @@ def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
             if piece is None:
                 raise TypeError(f"ids[{first + i}]: expected a list of integers")
             pieces.append(piece if max_length is None else piece[:max_length])
-        joined, start = _join(pieces)
+        joined, start = join(pieces)
         if not _within(joined, n_vocab):  # at once: one by one, a GPU would wait
             i, piece = next((i, p) for i, p in enumerate(pieces) if not _within(p, n_vocab))
             found = f"{piece.min()} .. {piece.max()}"
@@ -165,7 +165,8 @@ def _within(ids: NDArray[Any], n_vocab: int) -> bool:
     return not ids.size or (ids.min() >= 0 and ids.max() < n_vocab)
 
 
-def _join(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def join(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Id lists as one array [T], and where each begins [S+1]."""
     start = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=start[1:])
     return np.concatenate(pieces), start

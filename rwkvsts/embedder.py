@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Layer = int | Literal["final"]
+Layer = int | Literal["final", "retr", "sts", "cls"]  # the last three of trained embedders
 Layers = Layer | Sequence[Layer]
 FloatArray = NDArray[np.float32]
 
@@ -218,9 +218,9 @@ def check_range(name: str, value: int | None, least: int, most: int) -> None:
 
 
 def _in_words(layers: tuple[Layer, ...]) -> str:
-    numbers = [layer for layer in layers if layer != "final"]
+    numbers = [layer for layer in layers if isinstance(layer, int)]
     words = [f"layers {numbers[0]} .. {numbers[-1]}"] if numbers else []
-    return " and ".join(words + ['"final"'] * ("final" in layers))
+    return " and ".join(words + [f'"{layer}"' for layer in layers if isinstance(layer, str)])
 
 
 def _fitting(out: FloatArray, shape: tuple[int, ...]) -> FloatArray:

@@ -33,7 +33,8 @@ from .errors import CheckpointError
 from .opening import Opened, Options, open_model
 from .tokenizer import Tokenizer
 
-__all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "Config", "Layer", "Layers", "State"]
+__all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "RWKV7", "Config", "Layer", "Layers"]
+__all__ += ["State"]
 
 PAPER_LAYERS: tuple[Layer, ...] = (1, 3, 5, 7, 9, 11)
 MOST_ROWS = 2**24  # tokens of a pass that the core takes
@@ -54,11 +55,14 @@ class Config:
 
 
 class State(NamedTuple):
-    """The past of one sequence, float32; C embedding, H heads, N head size, L blocks loaded."""
+    """The past of one sequence, float32; C embedding, H heads, N head size, L blocks loaded.
+
+    The two last axes of wkv are (key, value) in RWKV-6, (value, key) in RWKV-7, as in their papers.
+    """
 
     att_x: FloatArray  # [L, C]
     ffn_x: FloatArray  # [L, C]
-    wkv: FloatArray  # [L, H, N, N], (key, value)
+    wkv: FloatArray  # [L, H, N, N]
 
     def __repr__(self) -> str:  # a tuple's own would be pages of numbers
         return f"<State {', '.join(f'{n} {np.shape(a)}' for n, a in self._asdict().items())}>"
@@ -78,7 +82,7 @@ class RWKV:
     """
 
     architecture: ClassVar[str] = "RWKV"
-    poolings = POOLING
+    poolings: tuple[str, ...] = POOLING
 
     def __init__(self, opened: Opened, options: Options | None = None) -> None:
         self._core = opened.core
@@ -260,7 +264,7 @@ class RWKV:
         request = self._request(layers, pooling, normalize, out)
         prepare = batch.from_texts(tokenizer, max_length, pieces.after)
         listed, axes = as_list(texts)
-        how = _Pass(state, batch_tokens, show_progress)
+        how = Pass(state, batch_tokens, show_progress)
         return self._encode(listed, axes, prepare, request, how)
 
     def encode_ids(
@@ -280,7 +284,7 @@ class RWKV:
         request = self._request(layers, pooling, normalize, out)
         prepare = batch.from_ids(self.config.n_vocab, max_length)
         listed = listed_items("ids", ids)
-        how = _Pass(state, batch_tokens, show_progress)
+        how = Pass(state, batch_tokens, show_progress)
         return self._encode(listed, (len(listed),), prepare, request, how)
 
     def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
@@ -319,7 +323,7 @@ class RWKV:
         axes: tuple[int, ...],
         prepare: batch.Prepare,
         request: Request,
-        how: _Pass,
+        how: Pass,
     ) -> FloatArray:
         """axes : (S,), or () where the caller gave one str and wants no first axis."""
         if not items:
@@ -339,7 +343,7 @@ class RWKV:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """How the texts of a call are run; only `state` changes what comes out."""
 
     state: State | None
@@ -356,13 +360,24 @@ class RWKV6(RWKV):
     architecture = "RWKV-6"
 
 
+class RWKV7(RWKV):
+    """A loaded RWKV-7 "Goose" model; make one with `from_pretrained`."""
+
+    architecture = "RWKV-7"
+
+
 # What the core finds a file to be, and the class of such a model.
-ARCHITECTURES: dict[str, type[RWKV]] = {kind.architecture: kind for kind in (RWKV6,)}
+ARCHITECTURES: dict[str, type[RWKV]] = {kind.architecture: kind for kind in (RWKV6, RWKV7)}
 
 
 def _open(options: Options, token: str | None = None) -> RWKV:
     opened = open_model(options, token)
-    return ARCHITECTURES[getattr(opened.core, "architecture", "RWKV-6")](opened, options)
+    if opened.heads:
+        # Imported here: the class derives from one of this room.
+        from .embedding_rwkv import EmbeddingRWKV
+
+        return EmbeddingRWKV(opened, options)
+    return ARCHITECTURES[opened.core.architecture](opened, options)
 
 
 def _reopen(options: Options) -> RWKV:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from . import _core
 from .device import Choice, choose, cuda_library, threads_here
-from .embedder import check_range
+from .embedder import FloatArray, check_range
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, open_checkpoint
 from .files.hub import fetch, resolve
@@ -50,13 +50,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Opened:
-    """A sealed model and what was found out on the way."""
+    """A sealed model and what was found out on the way.
+
+    revision : the commit, where the source is a repository
+    heads : what stands on the model in a trained embedder, by the file's names
+    """
 
     core: _core.Model
     tokenizer: Tokenizer | None
     dtype: str
     blocks: int
-    revision: str | None  # the commit, where the source is a repository
+    revision: str | None
+    heads: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def open_model(options: Options, token: str | None = None) -> Opened:
@@ -92,12 +97,13 @@ def open_model(options: Options, token: str | None = None) -> Opened:
                 **_core_options(options, choice),
             )
             _fill(core, checkpoint)
+            heads = _heads(checkpoint)
         except CheckpointError:
             raise  # it names its file
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}") from error
     blocks = core.config["n_layer"] if options.max_layer is None else options.max_layer + 1
-    return Opened(core, vocabulary, choice.dtype, blocks, found.revision)
+    return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
 
 
 def _core_options(options: Options, choice: Choice) -> dict[str, Any]:
@@ -126,3 +132,15 @@ def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
         core.put(name, array, DTYPES[checkpoint.tensors[name].dtype])
         del array  # before the next is read: one at a time
     core.seal()
+
+
+def _heads(checkpoint: Checkpoint) -> dict[str, FloatArray]:
+    """The sentence heads of a trained embedder, in float32; no other model has such tensors."""
+    heads = {}
+    for name in checkpoint.tensors:
+        if name.startswith("head.") and name != "head.weight":
+            array = checkpoint.read(name)
+            if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            heads[name] = array.astype(np.float32)
+    return heads

@@ -17,7 +17,7 @@ from make_golden import FOLDER, golden_ids, results
 from tinymodel import error, load
 from tinymodel7 import read_rwkv_cpp
 
-from rwkvsts import RWKV6
+import rwkvsts
 from rwkvsts.files.checkpoint import open_checkpoint
 from rwkvsts.files.hub import resolve
 
@@ -38,12 +38,12 @@ def test_the_specification_computes_what_it_did(name: str) -> None:
     np.testing.assert_allclose(found, np.load(FOLDER / f"{name}.npy"), rtol=1e-10, atol=1e-12)
 
 
-def test_the_core_computes_it_in_float32() -> None:
-    m = RWKV6.from_pretrained(
-        FOLDER / "rwkv6.safetensors", device="cpu", dtype="float32", tokenizer=None
-    )
+@pytest.mark.parametrize("name", FORWARD)
+def test_the_core_computes_it_in_float32(name: str) -> None:
+    path = FOLDER / f"{name}.safetensors"
+    m = rwkvsts.load(path, device="cpu", dtype="float32", tokenizer=None)
     found = m.encode_ids(golden_ids(), [0, 1, "final"])
-    assert error(found, np.load(FOLDER / "rwkv6.npy")) < TOLERANCE
+    assert error(found, np.load(FOLDER / f"{name}.npy")) < TOLERANCE
 
 
 def from_rwkv_cpp(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

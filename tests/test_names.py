@@ -164,23 +164,3 @@ def test_a_shape_that_cannot_be_split(
     with pytest.raises(CheckpointError, match=expected) as caught:
         open_checkpoint(resolve(tmp_path))
     assert name in str(caught.value) and "model.safetensors" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("blocks.0.ffn.s_emb.weight", "RWKV-7a"),
-        ("rwkv.blocks.1.ffn.s_emb_x.weight", "RWKV-7a"),
-        ("blocks.0.qkv.k_emb.weight", "RWKV-7b"),
-        ("blocks.2.ffn.enn.weight", "RWKV-8"),
-        ("blocks.0.rosa.q.weight", "RWKV-8"),
-        ("reranker.blocks.0.att.r_k", "reranker"),
-    ],
-)
-def test_relatives_are_refused_by_name(tmp_path: Path, name: str, what: str) -> None:
-    weights = random_weights7(1, L=1, C=16, N=8) | {name: np.zeros((2, 2), np.float32)}
-    if what == "RWKV-7b":  # which has both
-        weights["blocks.0.ffn.s_emb.weight"] = np.zeros((2, 2), np.float32)
-    write_safetensors(tmp_path / "model.safetensors", weights)
-    with pytest.raises(CheckpointError, match=f"is (a )?{what}"):
-        open_checkpoint(resolve(tmp_path))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from makecheckpoint import write_safetensors
+
+import rwkvsts
 
 Arrays = dict[str, np.ndarray]
 MIXES = "rwkvag"
@@ -57,6 +61,15 @@ def random_weights7(
         w[b + "ffn.key.weight"] = normal(F, C, scale=C**-0.5)
         w[b + "ffn.value.weight"] = normal(C, F, scale=F**-0.5)
     return w
+
+
+def load7(folder: Path, weights: Arrays, **options: Any) -> rwkvsts.RWKV7:
+    """The package's model of these weights, through a file as a user's would be."""
+    path = folder / "model.safetensors"
+    write_safetensors(path, weights)
+    model = rwkvsts.load(path, **{"device": "cpu", "tokenizer": None, **options})
+    assert isinstance(model, rwkvsts.RWKV7)
+    return model
 
 
 # ---- other namings of the same weights ----------------------------------------------------------

@@ -22,6 +22,7 @@
 #include "vector.h"
 #include "rows_body.h"
 #include "wkv_body.h"
+#include "wkv7_body.h"
 #include "tile_body.h"
 #include "table_body.h"
 

@@ -18,6 +18,7 @@
 #include "vector.h"
 #include "rows_body.h"
 #include "wkv_body.h"
+#include "wkv7_body.h"
 #include "table_body.h"
 
 enum { TILE_ROWS = 12 };

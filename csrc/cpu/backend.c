@@ -304,6 +304,7 @@ const struct backend *cpu_backend(void) {
         .gemm = cpu_gemm,
         .pool = cpu_pool,
         .rwkv6 = &cpu_rwkv6,
+        .rwkv7 = &cpu_rwkv7,
     };
     return &backend;
 }

@@ -49,7 +49,7 @@ struct tile_product {
 };
 
 /* What happens to a tile of y while it is in the first-level cache: a product's epilogue, or what a verb does inside. */
-enum finish_kind { FINISH_LERP = LOW_SIGMOID + 1, FINISH_DECAY };
+enum finish_kind { FINISH_LERP = LOW_SIGMOID + 1, FINISH_DECAY, FINISH_DECAY7, FINISH_RATE, FINISH_BLEND };
 
 struct finish {
     int kind;         /* enum epilogue or enum finish_kind */
@@ -57,10 +57,10 @@ struct finish {
     void *out;
     size_t stride; /* columns of out and gate */
     bool past;     /* float32 that is only written goes past the caches; stride is a multiple of 16, out of 64 bytes */
-    const float *gate;   /* GATE_ADD */
+    const float *gate;   /* GATE_ADD; BLEND: v_first */
     const float *a, *d;  /* LERP: out = a + d (vector + y) */
     size_t shift_stride; /* elements between rows of a and d */
-    const float *vector; /* LERP: mix; DECAY: time_decay */
+    const float *vector; /* LERP: mix; DECAY: time_decay; DECAY7, RATE, BLEND: w0, a0, v0 */
 };
 
 /* Rows row .. row+m of columns column .. column+n of out, from a tile [m][PANEL]. */
@@ -78,6 +78,18 @@ struct wkv_head {
     size_t row, column; /* from here */
 };
 
+/* The same for RWKV-7, whose decay and rate are ready and whose state's rows are keys here too. */
+struct wkv7_head {
+    int T, N;
+    size_t stride; /* C */
+    const float *r, *k, *v, *decay, *rate, *gate;
+    const float *k_k, *k_a, *r_k, *weight, *bias; /* [N] */
+    float *state;                                 /* [N (key)][wkv_padded(N) (value)], read and left */
+    bool bf16, tiled;
+    void *out;          /* [.., stride] in type: the whole matrix, of which this head writes */
+    size_t row, column; /* from here */
+};
+
 struct mixed { /* [.., n] in type */
     void *p;
     bool bf16, tiled;
@@ -90,6 +102,7 @@ struct row_kernels {
     void (*lerp)(int n, const float *a, const float *d, const float *maa, const struct mixed *mixed, size_t row);
     finish_kernel *finish;
     void (*wkv)(const struct wkv_head *h);
+    void (*wkv7)(const struct wkv7_head *h);
     void (*add_scaled)(int n, float scale, const float *x, float *sum); /* sum += scale * x */
     void (*maximum)(int n, const float *x, float *most);
 };

@@ -97,6 +97,17 @@ VECTOR_FN void finish_vector(const struct finish *f, int kind, size_t at, size_t
         store_in_type(f->out, at, y, n, f->bf16);
         break;
     case FINISH_DECAY: write_out(f, out, exp_vec(-exp_vec(load_some(f->vector + column, n) + y)), n); break;
+    case FINISH_DECAY7:
+        y = sigmoid_vec(load_some(f->vector + column, n) + y);
+        write_out(f, out, exp_vec(y * -0.60653065971f), n); /* exp(-1/2) */
+        break;
+    case FINISH_RATE: write_out(f, out, sigmoid_vec(load_some(f->vector + column, n) + y), n); break;
+    case FINISH_BLEND: {
+        vec v = load_some(out, n);
+        y = sigmoid_vec(load_some(f->vector + column, n) + y);
+        store_some(out, FMA(load_some(f->gate + at, n) - v, y, v), n);
+        break;
+    }
     }
 }
 
@@ -123,5 +134,8 @@ static void finish_rows(const struct finish *f, int m, int n, size_t row, size_t
     case LOW_SIGMOID: finish_tile(f, LOW_SIGMOID, m, n, row, column, tile); break;
     case FINISH_LERP: finish_tile(f, FINISH_LERP, m, n, row, column, tile); break;
     case FINISH_DECAY: finish_tile(f, FINISH_DECAY, m, n, row, column, tile); break;
+    case FINISH_DECAY7: finish_tile(f, FINISH_DECAY7, m, n, row, column, tile); break;
+    case FINISH_RATE: finish_tile(f, FINISH_RATE, m, n, row, column, tile); break;
+    case FINISH_BLEND: finish_tile(f, FINISH_BLEND, m, n, row, column, tile); break;
     }
 }

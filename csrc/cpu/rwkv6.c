@@ -95,14 +95,6 @@ static void decay_rows(void *context, int item, int thread) {
     gemm_leave(w->dev->product);
 }
 
-/* A state slot's head, [N, N], or NULL. */
-static float *head_slot(const struct worker *w, float *states, int slot, int layer, int head) {
-    const struct dims *d = &w->dev->dims;
-    if (slot < 0) return NULL;
-    size_t heads = ((size_t)slot * (size_t)d->L + (size_t)layer) * (size_t)d->H + (size_t)head;
-    return states + heads * (size_t)d->N * (size_t)d->N;
-}
-
 static void wkv_head(void *context, int item, int thread) {
     struct wkv_job *job = context;
     struct worker *w = job->w;

@@ -6,6 +6,7 @@ VECTOR_FN void fill_rows(struct kernels *k) {
         .lerp = lerp,
         .finish = finish_rows,
         .wkv = wkv,
+        .wkv7 = wkv7,
         .add_scaled = add_scaled,
         .maximum = maximum,
     };

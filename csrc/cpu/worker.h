@@ -74,10 +74,19 @@ static inline bool is_bf16(const struct worker *w) {
     return w->dev->dtype == BF16;
 }
 
+/* A state slot's head, [N, N], or NULL. */
+static inline float *head_slot(const struct worker *w, float *states, int slot, int layer, int head) {
+    const struct dims *d = &w->dev->dims;
+    if (slot < 0) return NULL;
+    size_t heads = ((size_t)slot * (size_t)d->L + (size_t)layer) * (size_t)d->H + (size_t)head;
+    return states + heads * (size_t)d->N * (size_t)d->N;
+}
+
 enum status cpu_embed(struct worker *w, const struct embed *a, struct error *e);
 enum status cpu_shift(struct worker *w, const struct shift *a, struct error *e);
 enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct error *e);
 enum status cpu_pool(struct worker *w, const struct pool *a, struct error *e);
 extern const struct verbs6 cpu_rwkv6;
+extern const struct verbs7 cpu_rwkv7;
 
 #endif

@@ -2,7 +2,7 @@
 
 Assumes files that do not change while they are open. Promises BlinkDL's names whichever names the
 file uses, one tensor in memory at a time, and that nothing from a file is ever executed: what is
-not exactly as expected is refused with one `CheckpointError`. Which tensors RWKV-6 needs, and of
+not exactly as expected is refused with one `CheckpointError`. Which tensors a model needs, and of
 what shape, is the core's business, not this room's.
 """
 
@@ -33,7 +33,7 @@ from .layout import (
     shown,
     size_of,
 )
-from .names import Naming, Part, refuse_variants, unwrapped
+from .names import Naming, Part, unwrapped
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -160,8 +160,7 @@ class Checkpoint:
 def open_checkpoint(source: Source) -> Checkpoint:
     """Open the weight files of a source and check all that they say about their tensors.
 
-    Raises CheckpointError for a damaged, hostile or inconsistent file, or one of a model that is
-    known not to run here; OSError if it is unreadable.
+    Raises CheckpointError for a damaged, hostile or inconsistent file, OSError if it is unreadable.
     """
     with ExitStack() as files:
         stored = []
@@ -173,7 +172,6 @@ def open_checkpoint(source: Source) -> Checkpoint:
         located = _locate(stored)
         if not located:
             raise refusal(str(source.files[0]), "tensors", "none")
-        refuse_variants(source.name, located)
         return Checkpoint(source, located, files.pop_all())
 
 

@@ -3,20 +3,18 @@
 One table for each naming in use: BlinkDL's own (which RWKV-7 embedders put behind `rwkv.`), Hugging
 Face's of RWKV-6, flash-linear-attention's of RWKV-6 and RWKV-7 (also that of the RWKV7-Goose
 repositories), web-rwkv's, rwkv.cpp's. Assumes names and shapes as a file states them. Promises
-that a name of no table comes through unchanged, for the core to judge, and that the known models
-that no engine here can run are refused by what they are.
+that a name of no table comes through unchanged, for the core to judge.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CheckpointError
-from .layout import refusal, shown
+from .layout import refusal
 
 Shape = tuple[int, ...]
 
@@ -156,15 +154,6 @@ LOW_RANKS_7: dict[str, Way] = {
 }
 RWKV_CPP_7: dict[str, Way] = {"att.x_rwkvag": stacked(*(f"att.x_{j}" for j in "rwkvag"))}
 
-# Models that share most names with RWKV-7 and would run as it, wrongly. The first that is found.
-VARIANTS = {
-    ".qkv.": "RWKV-7b (DeepEmbed with attention)",
-    ".ffn.s_emb": "RWKV-7a (DeepEmbed)",
-    ".ffn.enn.": "RWKV-8 (DeepEmbed)",
-    ".rosa.": "RWKV-8 (ROSA)",
-    ".reranker.": "a reranker of EmbeddingRWKV",
-}
-
 
 # ---- names of a file ----------------------------------------------------------------------------
 
@@ -226,18 +215,6 @@ def canonical_name(name: str) -> str:
     elif parts[0] == "blocks" and len(parts) > 2:
         parts[2] = HF_PARTS.get(parts[2], parts[2])
     return ".".join(parts)
-
-
-def refuse_variants(where: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError for a relative of RWKV-7 that does not run here, by its own name."""
-    listed = list(names)
-    for mark, what in VARIANTS.items():
-        for name in listed:
-            if mark in f".{name}":
-                raise CheckpointError(
-                    f"{where}: this checkpoint is {what}, by its tensor {shown(name)}, which does "
-                    "not run here: take one of RWKV-6 or RWKV-7, such as RWKV/v6-Finch-1B6-HF"
-                )
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:

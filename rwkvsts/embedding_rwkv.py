@@ -1,0 +1,293 @@
+"""EmbeddingRWKV: RWKV-7 models that were trained to embed sentences (arXiv 2601.07861).
+
+Such a model reads a text and an end-of-sentence token, 65535. What stands there after the last
+norm is the sentence, and one of three small heads turns it into the embedding. Assumes the
+checkpoints of the hub repository howard-hou/EmbeddingRWKV. Promises, as for every model here, that
+an embedding depends on its text alone: in the models' own code padding runs through the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import batch
+from .embedder import POOLING, FloatArray, Layer, Layers, Prompt, Request, as_list, listed_items
+from .errors import CheckpointError
+from .model import RWKV7, Pass, State
+from .opening import Opened, Options
+
+EOS = 65535
+TASKS: tuple[Layer, ...] = (
+    "retr",
+    "sts",
+    "cls",
+)  # heads for retrieval, similarity, classification; the default first
+LN_EPS = 1e-5
+
+RECIPES = ("once", "evaluation")
+CONTEXT, CHUNK = 2048, 512  # of the evaluation recipe, in tokens
+READINGS = CONTEXT // CHUNK  # ends of sentence that it puts into a context
+LONGEST = 8 * CONTEXT
+
+
+@dataclass(frozen=True)
+class Head:
+    """LayerNorm(fc2 relu(fc1 x) + x), what makes a sentence's row an embedding.
+
+    fc1, fc2 : float32 [C, C], y = x W^T
+    weight, bias : float32 [C], of the norm
+    """
+
+    fc1: FloatArray
+    fc2: FloatArray
+    weight: FloatArray
+    bias: FloatArray
+
+    def apply(self, x: FloatArray) -> FloatArray:
+        """Rows [S, C] to embeddings [S, C], a row at a time: no row's bits depend on the others."""
+        hidden = np.maximum(np.matmul(x[:, None], self.fc1.T), 0)
+        y = np.matmul(hidden, self.fc2.T)[:, 0].astype(np.float64) + x
+        y -= y.mean(-1, keepdims=True)
+        y /= np.sqrt(np.square(y).mean(-1, keepdims=True) + LN_EPS)
+        result: FloatArray = (y * self.weight + self.bias).astype(np.float32)
+        return result
+
+
+class EmbeddingRWKV(RWKV7):
+    """A trained sentence embedder; make one with `rwkvsts.load`.
+
+    Its layers are those of an RWKV-7 model, and three more: "retr", "sts" and "cls", the heads,
+    which stand on "final". Every layer is taken where a sentence ends, not over the whole text.
+
+    Examples
+    --------
+    >>> import rwkvsts
+    >>> m = rwkvsts.load("howard-hou/EmbeddingRWKV",
+    ...     file="rwkv0b1-emb-curriculum.pth")  # doctest: +SKIP
+    >>> m.encode(["A man plays a guitar.", "Someone makes music."]).shape  # doctest: +SKIP
+    (2, 768)
+    """
+
+    architecture = "EmbeddingRWKV"
+    poolings = ("mean",)
+
+    def __init__(self, opened: Opened, options: Options | None = None) -> None:
+        super().__init__(opened, options)
+        self._heads = _heads(opened.heads, self.config.n_embd, self.source)
+        if self.config.n_vocab <= EOS:
+            raise CheckpointError(
+                f"{self.source}: emb.weight has {self.config.n_vocab} rows: expected more than "
+                f"{EOS}, the id that ends a sentence"
+            )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer that can be asked for; the heads where all blocks are loaded."""
+        streams = super().layers
+        return (*streams, *TASKS) if "final" in streams else streams
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+        *,
+        state: State | None = None,
+        recipe: str = "once",
+    ) -> FloatArray:
+        """Embed texts with a head.
+
+        Parameters
+        ----------
+        texts : one text or many; none may be empty
+        layers : default "retr"; "sts" or "cls" for the other heads; also the layers of the model
+        pooling : "mean", of the ends of sentence: `recipe` says how many there are
+        prompt : put before each text, or around it where it holds "{text}", and read as one text
+            with it. The models' evaluation writes "Instruct: Retrieve semantically similar
+            text\\nQuery: " before texts for "sts", and before queries but not documents
+        max_length : tokens after which prompt and text are cut
+        batch_tokens, normalize, show_progress, out, state : as for every model
+        recipe : "once", as the models' README has it: the text, then one end of sentence.
+            "evaluation", as their evaluation has it: a text below 512 tokens four times, a longer
+            one in four parts for each 2048 tokens, an end of sentence after each; 2.5 times the
+            work of reading it so, as the text is read anew up to each end
+
+        Returns
+        -------
+        float32 [S, C]; with a list of layers [S, len(layers), C]; without the first axis for one
+        str. Not of length 1 unless normalize says so
+
+        Raises
+        ------
+        ValueError : an argument is wrong, or a text is empty
+        MemoryError : the device has too little memory: fewer batch_tokens need less
+        """
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe={recipe!r}: expected one of {', '.join(RECIPES)}")
+        request = self._request(layers, pooling, normalize, out)
+        tokenize = batch.from_texts(self._need_tokenizer(), max_length, "")
+        pieces = Prompt.of(prompt)
+        listed, axes = as_list(texts)
+
+        def prepare(items: Sequence[Any], first: int) -> batch.Batch:
+            ids, start = tokenize([_prompted(text, pieces) for text in items], first)
+            return _ended(ids, start) if recipe == "once" else _read_for_evaluation(ids, start)
+
+        return self._encode(
+            listed, axes, prepare, request, Pass(state, batch_tokens, show_progress)
+        )
+
+    def encode_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+        *,
+        state: State | None = None,
+    ) -> FloatArray:
+        """`encode` from token ids that hold the ends of sentence, 65535, at least one a list."""
+        request = self._request(layers, pooling, normalize, out)
+        prepare = batch.from_ids(self.config.n_vocab, max_length)
+        listed = listed_items("ids", ids)
+        how = Pass(state, batch_tokens, show_progress)
+        return self._encode(listed, (len(listed),), prepare, request, how)
+
+    def _request(
+        self,
+        layers: Layers | None,
+        pooling: str,
+        normalize: bool = False,
+        out: FloatArray | None = None,
+    ) -> Request:
+        return Request.of(self, TASKS[0] if layers is None else layers, pooling, normalize, out)
+
+    def _encode(
+        self,
+        items: list[Any],
+        axes: tuple[int, ...],
+        prepare: batch.Prepare,
+        request: Request,
+        how: Pass,
+    ) -> FloatArray:
+        """axes : (S,), or () where the caller gave one str and wants no first axis."""
+        if not items:
+            raise ValueError("there is nothing to encode: the list is empty")
+        result, rows = request.result(axes, self.width)
+        names = [self.layers[column] for column in request.columns]
+        final = len(super().layers) - 1
+        streams = np.array([min(column, final) for column in request.columns], np.int32)
+        with batch.Bar(len(items), how.show_progress) as bar:
+            for first, (ids, start) in batch.ahead(items, prepare):
+                part = rows[first : first + len(start) - 1]
+                bar.expect(first, len(ids))
+                self._run(ids, start, streams, part, how, bar, first)
+                for column, name in enumerate(names):
+                    if name in self._heads:
+                        part[:, column] = self._heads[name].apply(part[:, column].copy())
+                bar.update(len(part))
+                batch.warn_of_rows(part, first, names)
+                request.finish(part)
+        return result
+
+    def _run(
+        self,
+        ids: NDArray[np.int32],
+        start: NDArray[np.int64],
+        streams: NDArray[np.int32],
+        out: FloatArray,
+        how: Pass,
+        bar: batch.Bar,
+        first: int,
+    ) -> None:
+        """The mean over the ends of sentence of each text [S, len(streams), C].
+
+        The row at an end is the last row of the text up to there: those texts are what is run.
+        """
+        ends = np.flatnonzero(ids == EOS)
+        text = np.searchsorted(start, ends, "right") - 1  # of each end
+        counts = np.bincount(text, minlength=len(out))
+        if not counts.all():
+            place = first + int(np.flatnonzero(counts == 0)[0])
+            raise ValueError(f"ids[{place}] holds no {EOS}: expected it where a sentence ends")
+        pieces = [ids[start[s] : end + 1] for s, end in zip(text, ends, strict=True)]
+        packed, begins = batch.join(pieces)
+        one = len(pieces) == len(out)
+        rows = out if one else np.empty((len(pieces), *out.shape[1:]), np.float32)
+        last, limit, update = (
+            POOLING.index("last"),
+            how.batch_tokens or 0,
+            bar.update if one else None,
+        )
+        self._core.run(packed, begins, streams, last, rows, how.state, False, limit, update)
+        if rows is not out:
+            np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0, out=out)
+            out /= counts[:, None, None].astype(np.float32)
+
+
+def _heads(tensors: Mapping[str, FloatArray], C: int, source: str) -> dict[Layer, Head]:
+    """The heads of a checkpoint, by task."""
+    leaves = {"fc1.weight": (C, C), "fc2.weight": (C, C), "norm.weight": (C,), "norm.bias": (C,)}
+    heads: dict[Layer, Head] = {}
+    for task in TASKS:
+        parts = []
+        for leaf, shape in leaves.items():
+            name = f"head.{task}_head.{leaf}"
+            found = tensors.get(name)
+            if found is None or found.shape != shape:
+                what = "none" if found is None else f"shape {list(found.shape)}"
+                raise CheckpointError(
+                    f"{source}: {name}: expected shape {list(shape)}, found {what}"
+                )
+            parts.append(found)
+        heads[task] = Head(*parts)
+    return heads
+
+
+def _prompted(text: Any, prompt: Prompt) -> Any:
+    """The text within its prompt; what is no text is left to who says so."""
+    if not isinstance(text, str) or not text:
+        return text
+    return prompt.before + "".join(text + piece for piece in (*prompt.between, prompt.after))
+
+
+def _ended(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
+    """An end of sentence after each text."""
+    return np.insert(ids, start[1:], EOS).astype(np.int32), start + np.arange(len(start))
+
+
+def _read_for_evaluation(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
+    return batch.join([_readings(ids[a:b][:LONGEST]) for a, b in pairwise(start)])
+
+
+def _readings(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """A text as the evaluation of EmbeddingRWKV has it read, ends of sentence put in."""
+    if len(ids) < CHUNK:
+        parts = [ids] * READINGS
+    else:
+        whole = len(ids) <= CONTEXT - READINGS
+        splits = 1 if whole else -(-len(ids) // CONTEXT)
+        parts = [chunk for split in _cut(ids, splits) for chunk in _cut(split, READINGS)]
+    return np.concatenate([np.append(part, np.int32(EOS)) for part in parts])
+
+
+def _cut(ids: NDArray[np.int32], count: int) -> list[NDArray[np.int32]]:
+    """`count` parts of one length, the last ones shorter."""
+    size = -(-len(ids) // count)
+    return [ids[i * size : (i + 1) * size] for i in range(count)]
