@@ -13,7 +13,7 @@ RWKVSTS_CUDA        auto (default): build the CUDA part if there is an nvcc, 12 
 RWKVSTS_CUDA_ARCHS  the GPU architectures to compile for, such as 75,80,86,89,90. Default: those of
                     the GPUs at hand, and these five where there is none. The last also gets PTX
 CUDA_HOME, CUDA_PATH and PATH are searched for nvcc, in this order.
-CFLAGS              appended to the C compiler's flags, as everywhere: CFLAGS=-Werror in CI
+CFLAGS              in the place of the flags that Python was built with: CFLAGS=-Werror in CI
 
 Everything else about the package is in pyproject.toml.
 """

@@ -6,6 +6,9 @@
 (2, 3, 192)
 """
 
+from . import command  # noqa: F401  # before all that takes a while to import
+
+# isort: split
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy  # noqa: F401  # before the C part, which would be blamed for what is wrong with it

@@ -1,9 +1,32 @@
-"""Progress bars: tqdm's, where somebody watches, on a terminal or in a notebook, else silence."""
+"""What a person is told while work goes on: lines on standard error, and tqdm's bars.
+
+A bar is shown where somebody watches, on a terminal or in a notebook. Promises never to fail
+because standard error is closed or full.
+"""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
+
+
+def say(text: str) -> None:
+    """A line on standard error, if anybody can be told."""
+    if sys.stderr is None:  # closed before the process began
+        return
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def watched() -> bool:
+    """Whether standard error leads to somebody who watches."""
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed since
+        return False
 
 
 def bar(*args: Any, show: bool | None = None, **options: Any) -> Any:
@@ -13,5 +36,5 @@ def bar(*args: Any, show: bool | None = None, **options: Any) -> Any:
     """
     from tqdm.auto import tqdm  # here: it brings asyncio along, which `import rwkvsts` can spare
 
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(*args, disable=not (watched if show is None else show), **options)
+    shown = watched() if show is None else show and sys.stderr is not None
+    return tqdm(*args, disable=not shown, **options)

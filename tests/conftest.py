@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("glove", None, "glove.6B.50d.txt, or a .gz of it"),
     ):
         parser.addoption(f"--reproduce-{name}", default=default, help=what)
+
+
+def pytest_configure() -> None:
+    # Under nohup and behind `&` in a script Ctrl-C is ignored, here and in every program that the
+    # tests start: those that send it would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

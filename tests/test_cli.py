@@ -26,7 +26,8 @@ from tinymodel import random_weights
 
 import rwkvsts
 from rwkvsts import RWKV6, DataError, cli
-from rwkvsts.cli import embed, info, study
+from rwkvsts.cli import info, study
+from rwkvsts.cli import options as cli_options
 from rwkvsts.cli.main import _parser
 from rwkvsts.corpus import job, output
 from rwkvsts.data import datasets
@@ -87,7 +88,7 @@ class Stand:
 @pytest.fixture(autouse=True)
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
-    monkeypatch.setattr(embed, "RWKV", fake)
+    monkeypatch.setattr(cli_options, "RWKV", fake)
     monkeypatch.setattr(experiment, "RWKV", fake)
     return fake
 
@@ -247,7 +248,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "study | report | embed | info"),
+        ([], "study | report | embed | mteb | info"),
         (["train"], "invalid choice"),
         (["study", "--task", "mrpc,cola"], "no data set 'cola'; choose one of mrpc"),
         (["study", "--layers", "1,x"], "'x' in '1,x': expected layer numbers"),

@@ -150,7 +150,7 @@ def test_the_undisturbed_run_is_what_encode_gives(
             )
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT])
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_real_program_cleanly(
     which: signal.Signals, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

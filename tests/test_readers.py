@@ -60,14 +60,14 @@ def test_damaged_json_lines(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' + content))
     with pytest.raises(DataError, match="line 2: not readable") as caught:
-        list(readers.read_jsonl_gz(path))
+        list(readers.read_jsonl(path))
     assert len(str(caught.value)) < 600
 
 
 def test_json_lines_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps({"a": "\u00e9"}).encode()))
-    assert list(readers.read_jsonl_gz(path)) == [(1, {"a": "\u00e9"})]
+    assert list(readers.read_jsonl(path)) == [(1, {"a": "\u00e9"})]
 
 
 def test_parquet_with_a_string_that_is_no_utf8(tmp_path: Path) -> None:

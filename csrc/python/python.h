@@ -17,6 +17,12 @@
 
 #include "../base.h"
 
+/* What only one thread at a time may do with an object. Where there is a GIL, that is the guard. */
+#ifndef Py_BEGIN_CRITICAL_SECTION
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
 struct module {
     PyObject *device_error, *tokenizer_type, *model_type;
 };

@@ -262,14 +262,19 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     const struct request *r = &call.request;
     struct session_size size = {call.rows, r->columns, at_a_time(r->firsts), r->last ? at_a_time(r->S) : 0};
     struct kept k = {NULL, size, (long)getpid()};
-    enum status st = take_session(self, &k, &e);
+    enum status st;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    st = take_session(self, &k, &e);
+    Py_END_CRITICAL_SECTION();
     if (st == OK) {
         call.request.poll = poll;
         call.request.user = &p;
         p.thread = PyEval_SaveThread();
         st = session_run(k.session, r, &e);
         PyEval_RestoreThread(p.thread);
+        Py_BEGIN_CRITICAL_SECTION(self);
         give_session(self, &k, st == OK);
+        Py_END_CRITICAL_SECTION();
     }
     if (st != OK) raise_error(Py_TYPE(self), &e);
     else if (r->last) result = PyTuple_Pack(3, call.returned[0], call.returned[1], call.returned[2]);

@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 
 from .. import corpus
-from ..corpus.meter import say
 from ..embedder import middle_layer
 from ..errors import DataError
 from ..model import RWKV
+from ..progress import say
 from ..tokenizer import KINDS
-from .options import add_file_options, add_model_options, check_writable
+from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
 
 # Names that promise a format which is not written here.
 FOREIGN = (
@@ -48,8 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_input_options(parser)
     _add_output_options(parser)
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
-    parser.set_defaults(run=run_embed, layers=None)
+    add_threads(parser)
+    parser.set_defaults(run=run_embed)
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +66,16 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-empty",
         choices=corpus.ON_EMPTY,
         default="error",
-        help="a row without a text: stop before anything is computed (default), leave it out, or "
-        "put null in its place (NaN in .npy)",
+        help="a row without a text: error stops before anything is computed, skip leaves it out, "
+        "null puts null in its place (NaN in .npy)",
     )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--dtype-out", choices=("float32", "float16"), default="float32")
+    group.add_argument(
+        "--dtype-out", choices=("float32", "float16"), default="float32", help="of what is written"
+    )
     group.add_argument(
         "--format",
         choices=("parquet", "npy"),
@@ -95,7 +97,7 @@ def run_embed(args: argparse.Namespace) -> None:
     _check_apart(out, sources, args.inputs)
     columns = corpus.Columns(args.column, args.id_column, tuple(args.keep))
     found = corpus.survey(sources, columns, args.on_empty)
-    model = _load(args)
+    model = load_model(args)
     layers = args.layers or (middle_layer(model.config.n_layer),)
     options = corpus.Options(
         layers=layers,
@@ -151,22 +153,6 @@ def _check_apart(out: Path, sources: list[corpus.Source], inputs: list[str]) -> 
             raise DataError(
                 f"--out: {out} lies in the folder of texts {name}; choose another place"
             )
-
-
-def _load(args: argparse.Namespace) -> RWKV:
-    # None, the layer half-way up, lies in a depth that is not known yet.
-    some = args.layers is not None and "final" not in args.layers
-    return RWKV.from_pretrained(
-        args.model,
-        revision=args.revision,
-        device=args.device,
-        dtype=args.dtype,
-        tokenizer=args.tokenizer,
-        max_layer=max(args.layers) if some else None,
-        file=args.file,
-        vocabulary=args.vocabulary,
-        threads=args.threads,
-    )
 
 
 def _say_what_runs(model: RWKV, options: corpus.Options) -> None:

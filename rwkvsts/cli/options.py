@@ -8,17 +8,22 @@ from pathlib import Path
 
 from .. import device
 from ..errors import DataError
-from ..model import PAPER_LAYERS, POOLING, Layer
+from ..model import POOLING, RWKV, Layer
 
 
 def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
     parser.add_argument("--model", default="demo", help="file, folder, repository or demo")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--tokenizer", choices=tokenizers, default="world")
     parser.add_argument(
-        "--layers", type=layer_list, default=PAPER_LAYERS, help="e.g. 1,3,5 or final"
+        "--tokenizer",
+        choices=tokenizers,
+        default="world",
+        help="of the texts: the model's own, the paper's, or an id a byte",
     )
-    parser.add_argument("--pooling", choices=POOLING, default="mean")
+    parser.add_argument(
+        "--layers", type=layer_list, help="e.g. 1,3,5 or final; default: the one half-way up"
+    )
+    parser.add_argument("--pooling", choices=POOLING, default="mean", help="over a text's tokens")
     add_device_options(parser)
 
 
@@ -26,7 +31,12 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1"
     )
-    parser.add_argument("--dtype", choices=("auto", *device.DTYPES), default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *device.DTYPES),
+        default="auto",
+        help="of weights and products; auto: bfloat16 where the hardware multiplies it",
+    )
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +44,27 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", help="weight file in a folder or repository of several")
     parser.add_argument(
         "--vocabulary", help="of the tokenizer world; default: the file beside the weights"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
+
+
+def load_model(args: argparse.Namespace) -> RWKV:
+    """The model that the three above asked for, with no more blocks than its layers need."""
+    # None, the layer half-way up, lies in a depth that is not known yet.
+    some = args.layers is not None and "final" not in args.layers
+    return RWKV.from_pretrained(
+        args.model,
+        revision=args.revision,
+        device=args.device,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        max_layer=max(args.layers) if some else None,
+        file=args.file,
+        vocabulary=args.vocabulary,
+        threads=args.threads,
     )
 
 

@@ -1,7 +1,4 @@
-"""How far a job is: a bar on a terminal, elsewhere a line of JSON a minute on standard error.
-
-Promises to say nothing where standard error is closed, and never to fail because of it.
-"""
+"""How far a job is: a bar on a terminal, elsewhere a line of JSON a minute on standard error."""
 
 from __future__ import annotations
 
@@ -10,18 +7,9 @@ import sys
 import time
 from typing import Any
 
-from ..progress import bar
+from ..progress import bar, say
 
 EVERY = 60.0  # seconds between two lines
-
-
-def say(text: str) -> None:
-    """A line on standard error, if anybody can be told."""
-    try:
-        if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass
 
 
 class Meter:

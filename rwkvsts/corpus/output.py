@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..files.writing import replacing
+from ..files.writing import remove_left, replacing
 from .blocks import ROW, Block, Counts, Survey
 from .options import Options, differences
 
@@ -90,8 +90,7 @@ class Folder:
 
     def _begin(self) -> list[tuple[Counts, int]]:
         """Counts and output rows of the shards that stand; removes what a killed run left."""
-        for part in self.path.glob(".*.part"):
-            part.unlink(missing_ok=True)
+        remove_left(self.path)
         known = job_in(self.path)
         if known is None:
             _write_json(self.path / JOB, {"job": self.about})

@@ -1,24 +1,77 @@
 """Files that are whole under their final name.
 
-Promises that a reader never meets a half-written file: what is written stands under another name
-until it is complete, and vanishes on an error or Ctrl-C.
+Promises that a reader never meets a half-written file: what is written stands in a hidden folder
+of its own until it is complete, and vanishes on an error or a signal that Python hears. A process
+that is killed leaves the folder behind, and the next that writes the same file removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LONGEST_NAME = 200  # of 255, so that the hidden folder's name fits
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` on success and vanishes on an error or Ctrl-C."""
-    # Beside the target, because a rename is atomic only within one file system.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    remove_left(path.parent, path.name)
+    # Beside the target, because a rename is atomic only within one file system. By chance, because
+    # process ids repeat, in two containers on one volume.
+    place = path.with_name(f".{path.name[:LONGEST_NAME]}.{secrets.token_hex(8)}.part")
+    held = None
+    try:  # before there is anything, so that Ctrl-C leaves nothing whenever it comes
+        while held is None:
+            place.mkdir(exist_ok=True)
+            held = _held(place)
+        part = place / path.name
         yield part
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def remove_left(folder: Path, name: str = "") -> None:
+    """Remove the hidden folders of processes that were killed while they wrote.
+
+    name : of the file that they wrote, empty for every file
+    """
+    start = f".{name[:LONGEST_NAME]}." if name else "."
+    with suppress(OSError):  # what cannot be looked at is not ours
+        for place in folder.iterdir():
+            if place.name.startswith(start) and place.name.endswith(".part") and place.is_dir():
+                with suppress(OSError):
+                    _remove_if_let_go(place)
+
+
+def _held(place: Path) -> int | None:
+    """A descriptor that says until it is closed: in use. None if another process took the folder
+    for left, and removed it, before it was locked."""
+    try:
+        held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: nobody will take it for left
+        fcntl.flock(held, fcntl.LOCK_EX)
+    if place.exists():
+        return held
+    os.close(held)
+    return None
+
+
+def _remove_if_let_go(place: Path) -> None:
+    """Remove a hidden folder that no living process holds."""
+    held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        os.close(held)

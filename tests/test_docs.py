@@ -1,0 +1,46 @@
+"""The documentation is true where a program can tell: links lead somewhere, named files exist.
+
+The slow test builds the pages with every warning an error; it needs the extra `docs`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("rwkvsts/assets/*.md")]
+FOLDERS = ("csrc", "rwkvsts", "tests", "bench", "tools", "docs", ".github")
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md"])
+def test_named_source_files_exist(name: str) -> None:
+    """`session.c` is some file of that name, `cpu/backend.c` one that ends so."""
+    held = [f"/{path.relative_to(ROOT)}" for d in FOLDERS for path in (ROOT / d).rglob("*.*")]
+    for token in re.findall(r"`([\w./-]+\.(?:c|h|cu|cuh|py|sh|md|yml))`", prose(ROOT / name)):
+        assert any(path.endswith(f"/{token}") for path in held) or (ROOT / token).exists(), token
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    for library in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(library, reason='needs the extra "docs"')
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs")]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
