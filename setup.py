@@ -161,7 +161,16 @@ def nvcc_flags(archs: list[str]) -> list[str]:
     # by what the device could do. Code for an older GPU runs on a newer one by PTX, without what
     # that GPU can do beyond it.
     define = f'-DRWKVSTS_CUDA_ARCHS="{",".join(archs)}"'
-    return [*flags, "-std=c++17", "-Xcompiler", ",".join(host), f"-I{CSRC}", define, *code]
+    return [
+        *flags,
+        "-std=c++17",
+        "-Xcompiler",
+        ",".join(host),
+        f"-I{CSRC}",
+        f"-I{CUDA}",
+        define,
+        *code,
+    ]
 
 
 def build_cuda(nvcc: str, temporary: Path, target: Path) -> None:

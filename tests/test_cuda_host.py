@@ -20,7 +20,7 @@ from rwkvsts import DeviceError
 from rwkvsts.device import CUDA_LIBRARY, query_cuda
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ABI = 2  # CUDA_BACKEND_ABI of csrc/backend.h
+ABI = 3  # CUDA_BACKEND_ABI of csrc/backend.h
 
 
 def c_compiler() -> str:
@@ -135,10 +135,10 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("plan")
     source, target = folder / "plan.c", folder / "plan.so"
     source.write_text(
-        '#include "plan.h"\n'
-        "int rows(size_t b, size_t u, size_t r, int m) { return plan_rows(b, u, r, m); }\n"
-        "int bucket_rows(int T, int most) { return plan_bucket_rows(T, most); }\n"
-        "int bucket_sequences(int S, int most) { return plan_bucket_sequences(S, most); }\n"
+        '#include "pass_size.h"\n'
+        "int rows(size_t b, size_t u, size_t r, int m) { return pass_rows(b, u, r, m); }\n"
+        "int rows_up(int T, int most) { return bucket_rows(T, most); }\n"
+        "int sequences_up(int S, int most) { return bucket_sequences(S, most); }\n"
     )
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-shared", "-fPIC"]
     command = [compiler, *flags, f"-I{SOURCES}", str(source), "-o", str(target)]
@@ -168,10 +168,10 @@ def test_rows_of_a_pass(
 
 def test_buckets_hold_their_pass_and_are_few(plan: ctypes.CDLL) -> None:
     for most in (1, 10, 64, 256, 8448):
-        rows = [plan.bucket_rows(T, most) for T in range(1, min(most, 256) + 1)]
+        rows = [plan.rows_up(T, most) for T in range(1, min(most, 256) + 1)]
         assert all(T <= up <= most for T, up in enumerate(rows, 1))
         assert rows == sorted(rows) and len(set(rows)) <= 14
     for most in (1, 3, 64, 528):
-        sequences = [plan.bucket_sequences(S, most) for S in range(1, most + 1)]
+        sequences = [plan.sequences_up(S, most) for S in range(1, most + 1)]
         assert all(S <= up <= most for S, up in enumerate(sequences, 1))
         assert len(set(sequences)) <= 11

@@ -1,9 +1,13 @@
-/* The CUDA device behind backend.h: opening it, errors, counted memory, planning of rows. The first device is used.
+/* The CUDA device behind backend.h: finding and opening it, errors, counted memory, and what the library exports.
  *
  * Built by nvcc as a shared object with the runtime linked in: it loads on a machine without driver or GPU, where opening
- * and rwkvsts_cuda_query say what is missing. Nothing is kept outside struct device. */
-#include "cuda.h"
-#include "plan.h"
+ * and rwkvsts_cuda_query say what is missing. Nothing is kept outside struct device. Which kernel runs when is route.h's. */
+#include "pass_size.h"
+#include "product/product.h"
+#include "product/tensor_map.h"
+#include "ptx.cuh"
+#include "rwkv6/rwkv6.h"
+#include "worker.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +40,8 @@ enum status cuda_status(struct device *dev, cudaError_t status, const char *doin
         return fail(e, DEVICE_FAILED,
                     "%s: this build holds no code for compute capability %d.%d: install again with "
                     "RWKVSTS_CUDA_ARCHS=%d%d",
-                    dev->name, dev->major, dev->minor, dev->major, dev->minor);
+                    dev->name, dev->gpu.capability / 10, dev->gpu.capability % 10, dev->gpu.capability / 10,
+                    dev->gpu.capability % 10);
     snprintf(dev->why, sizeof dev->why, "%s failed: %s", doing, cudaGetErrorString(status));
     dev->dead = true;
     return fail(e, DEVICE_FAILED, "%s", dev->why);
@@ -86,37 +91,62 @@ static const char *what_is_missing(cudaError_t status) {
     }
 }
 
-static enum status find_device(struct cudaDeviceProp *p, size_t *available, size_t *total, struct error *e) {
+/* What this code was compiled for: the only witness is the code itself. PTX that the driver compiles for a newer device
+ * still holds what the older one's #if chose. */
+static __global__ void what_was_compiled(int *out) {
+#ifdef __CUDA_ARCH__
+    out[0] = __CUDA_ARCH__ / 10;
+    out[1] = HOPPER_CODE;
+#endif
+}
+
+static cudaError_t read_code(struct gpu *gpu) {
+    int *room = NULL, found[2] = {0, 0};
+    cudaError_t status = cudaMalloc((void **)&room, sizeof found);
+    if (status != cudaSuccess) return status;
+    what_was_compiled<<<1, 1>>>(room);
+    status = cudaGetLastError();
+    if (status == cudaSuccess) status = cudaMemcpy(found, room, sizeof found, cudaMemcpyDeviceToHost);
+    cudaFree(room);
+    gpu->code = found[0];
+    gpu->hopper = found[1] && gpu->capability == 90 && tensor_map_entry() != NULL;
+    return status;
+}
+
+struct found {
+    struct gpu gpu;
+    char name[256];
+    size_t available, total;
+};
+
+/* The device of this number becomes the current one. */
+static enum status find_device(int ordinal, struct found *found, struct error *e) {
+    struct cudaDeviceProp p;
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
     if (status == cudaSuccess && !count) status = cudaErrorNoDevice;
-    if (status == cudaSuccess) status = cudaGetDeviceProperties(p, 0);
-    if (status == cudaSuccess) status = cudaMemGetInfo(available, total);
-    cudaGetLastError();
-    if (status != cudaSuccess) return fail(e, DEVICE_FAILED, "no CUDA device can be used: %s", what_is_missing(status));
-    if (p->major * 10 + p->minor < 75)
-        return fail(e, DEVICE_FAILED, "%s has compute capability %d.%d: 7.5 or newer is needed", p->name, p->major,
-                    p->minor);
-    return OK;
-}
-
-/* What the kernels cannot do is refused here, in one place. */
-static enum status check_model(const struct dims *d, const struct cudaDeviceProp *p, enum dtype dtype,
-                               struct error *e) {
-    if (dtype == BF16 && p->major < 8)
-        return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16",
-                    p->name, p->major, p->minor);
-    if (d->C % 16 || d->C > 8192 || d->F % 8)
+    if (status == cudaSuccess && (ordinal < 0 || ordinal >= count)) {
+        return fail(e, DEVICE_FAILED, "there is no CUDA device %d: the driver sees %d, counted from 0", ordinal, count);
+    }
+    if (status == cudaSuccess) status = cudaSetDevice(ordinal);
+    if (status == cudaSuccess) status = cudaGetDeviceProperties(&p, ordinal);
+    if (status == cudaSuccess) {
+        snprintf(found->name, sizeof found->name, "%s", p.name);
+        found->gpu.capability = p.major * 10 + p.minor;
+        found->gpu.multiprocessors = p.multiProcessorCount;
+        status = read_code(&found->gpu);
+    }
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();
         return fail(e, DEVICE_FAILED,
-                    "a model %d wide with feed-forwards of %d: on CUDA the width must be a multiple of 16 up "
-                    "to 8192, the other of 8; use device='cpu'",
-                    d->C, d->F);
-    if (!wkv_fits(d->N))
-        return fail(e, DEVICE_FAILED, "head size %d: on CUDA 8, 16, 32, 64 or 128 is expected; use device='cpu'", d->N);
-    if (d->R > MOST_SHIFT_RANK || d->D > MOST_RANK)
-        return fail(e, DEVICE_FAILED, "low ranks %d and %d: on CUDA at most %d and %d are expected; use device='cpu'",
-                    d->R, d->D, MOST_SHIFT_RANK, MOST_RANK);
-    return OK;
+                    "%s has compute capability %d.%d, and this build holds no code for it: 7.5 or newer is needed, and "
+                    "RWKVSTS_CUDA_ARCHS=%d when installing",
+                    p.name, p.major, p.minor, found->gpu.capability);
+    }
+    if (status == cudaSuccess) status = cudaMemGetInfo(&found->available, &found->total);
+    cudaGetLastError();
+    return status == cudaSuccess ? OK
+                                 : fail(e, DEVICE_FAILED, "no CUDA device can be used: %s", what_is_missing(status));
 }
 
 static void device_close(struct device *dev) {
@@ -125,29 +155,31 @@ static void device_close(struct device *dev) {
     free(dev);
 }
 
-static enum status device_open(const struct dims *dims, const struct device_options *options, struct meter *meter,
-                               struct device **out, struct error *e) {
-    struct cudaDeviceProp p;
-    size_t available = 0, total = 0;
+static enum status device_open(const struct dims *dims, const struct product_kind *products, int count,
+                               const struct device_options *options, struct meter *meter, struct device **out,
+                               struct error *e) {
+    const struct on_device here(options->ordinal);
+    struct found found = {};
     *out = NULL;
-    TRY(find_device(&p, &available, &total, e));
-    TRY(check_model(dims, &p, options->dtype, e));
+    TRY(find_device(options->ordinal, &found, e));
+    TRY(route_check(&found.gpu, found.name, options->dtype, dims, e));
     struct device *dev = (struct device *)calloc(1, sizeof *dev);
     if (!dev) return fail(e, NO_MEMORY, "no memory for a device");
     dev->dims = *dims;
     dev->in = options->dtype;
     dev->out = options->dtype == BF16 ? BF16 : F32; /* half would overflow where k or v are large */
     dev->meter = meter;
-    available -= available / 32; /* the driver rounds what it gives, and keeps records of passes itself */
+    size_t available = found.available - found.available / 32; /* the driver rounds what it gives, and keeps records of
+                                                                  passes itself */
     dev->budget = options->budget && options->budget < available ? options->budget : available;
     dev->pid = (long)getpid();
-    dev->sms = p.multiProcessorCount;
-    dev->major = p.major;
-    dev->minor = p.minor;
-    snprintf(dev->name, sizeof dev->name, "cuda %.190s", p.name);
-    if (dev->major == 9 && dev->in == BF16) dev->encode = stream_encoder();
+    dev->ordinal = options->ordinal;
+    dev->gpu = found.gpu;
+    dev->encode = found.gpu.hopper ? tensor_map_entry() : NULL;
+    snprintf(dev->name, sizeof dev->name, options->ordinal ? "cuda:%d %.180s" : "cuda%.0d %.180s", options->ordinal,
+             found.name);
     enum status status = lt_open(&dev->lt, e);
-    if (status == OK) status = products_open(dev, e);
+    if (status == OK) status = plans_open(dev, products, count, e);
     if (status == OK) *out = dev;
     else device_close(dev);
     return status;
@@ -160,11 +192,11 @@ static const char *device_describe(const struct device *dev) {
 static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fixed) {
     enum { SLACK = 4 << 20 }; /* what allocations lose to alignment */
     size_t row = bytes_per_row + cuda_worker_row_bytes(dev, 0);
-    return plan_rows(dev->budget, dev->meter->now + bytes_fixed + SLACK, row, dev->sms);
+    return pass_rows(dev->budget, dev->meter->now + bytes_fixed + SLACK, row, dev->gpu.multiprocessors);
 }
 
 static int device_grain(const struct device *dev) {
-    return chunk_fits(dev) ? CHUNK_GRAIN : 1;
+    return route_wkv(&dev->gpu, dev->in, dev->dims.N) == WKV_CHUNK ? CHUNK_GRAIN : 1;
 }
 
 static size_t device_in_bytes(const struct device *dev) {
@@ -175,28 +207,93 @@ static size_t device_out_bytes(const struct device *dev) {
     return dtype_bytes(dev->out);
 }
 
+/* ---- the current device ------------------------------------------------------------------------------------------------ */
+
+static int ordinal_of(const struct device *dev) {
+    return dev->ordinal;
+}
+static int ordinal_of(const struct worker *w) {
+    return w->dev->ordinal;
+}
+
+/* An entry of the table with its own device made the current one, and the caller's put back. */
+template <auto F> struct guarded;
+template <typename R, typename Owner, typename... A, R (*F)(Owner, A...)> struct guarded<F> {
+    static R call(Owner owner, A... a) {
+        if (!owner) return F(owner, a...);
+        const struct on_device here(ordinal_of(owner));
+        return F(owner, a...);
+    }
+};
+#define HERE(f) guarded<f>::call
+
 /* ---- what the library exports ----------------------------------------------------------------------------------------------- */
 
-/* Name, compute capability and memory of the device that would be used. Not OK: `text` says why there is none. */
-EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size_t *available, size_t *total) {
-    struct cudaDeviceProp p;
+/* Name and memory of a device, and the compute capability of the code that it runs here: at most its own. Not OK: `text`
+ * says why it cannot be used. */
+EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size_t *available, size_t *total,
+                              int ordinal) {
+    const struct on_device here(ordinal);
+    struct found found = {};
     struct error e = {OK, ""};
-    *major = *minor = 0;
-    *available = *total = 0;
-    enum status status = find_device(&p, available, total, &e);
-    snprintf(text, n, "%s", status == OK ? p.name : e.text);
-    if (status != OK) return status;
-    *major = p.major;
-    *minor = p.minor;
-    return OK;
+    enum status status = find_device(ordinal, &found, &e);
+    const int code = status == OK ? found.gpu.code : 0;
+    if (status != OK) snprintf(text, n, "%s", e.text);
+    else if (code == found.gpu.capability) snprintf(text, n, "%s", found.name);
+    else snprintf(text, n, "%s by code for %d.%d", found.name, code / 10, code % 10);
+    *major = code / 10;
+    *minor = code % 10;
+    *available = found.available;
+    *total = found.total;
+    return status;
+}
+
+/* The route of a pass of RWKV-6, printed, for any device, there or not: see route.h. `sizes` are C, H, N, F, R, D; dtype as
+ * in base.h. */
+EXPORT int rwkvsts_cuda_route(char *text, size_t n, int capability, int code, int hopper, int multiprocessors, int dtype,
+                              const int *sizes, int T) {
+    const struct gpu gpu = {capability, code, hopper, multiprocessors};
+    struct dims dims = {};
+    struct error e = {OK, ""};
+    dims.C = sizes[0], dims.H = sizes[1], dims.N = sizes[2], dims.F = sizes[3];
+    dims.rank[SHIFT_RANK] = sizes[4], dims.rank[DECAY_RANK] = sizes[5];
+    enum status status = route_check(&gpu, "this device", (enum dtype)dtype, &dims, &e);
+    if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T);
+    else snprintf(text, n, "%s", e.text);
+    return status;
+}
+
+/* What opening has found out about the products of a model, a line a kind: see plans_print. */
+EXPORT int rwkvsts_cuda_plans(const struct device *dev, char *text, size_t n) {
+    return plans_print(dev, text, n);
 }
 
 EXPORT const struct backend *rwkvsts_cuda_backend(int abi) {
+    static const struct verbs6 rwkv6 = {HERE(cuda_shift6), HERE(cuda_wkv6)};
     static const struct backend backend = {
-        device_open,       device_close,  device_describe, cuda_pack,       cuda_unpack,        cuda_worker_open,
-        cuda_worker_close, device_rows,   device_grain,    device_in_bytes, device_out_bytes,   cuda_alloc,
-        cuda_upload,       cuda_download, cuda_begin,      cuda_end,        cuda_finish,        cuda_embed,
-        cuda_time_shift,   cuda_gemm,     cuda_decay,      cuda_wkv,        cuda_channel_shift, cuda_pool,
+        device_open,
+        HERE(device_close),
+        device_describe,
+        HERE(cuda_pack),
+        HERE(cuda_unpack),
+        HERE(cuda_worker_open),
+        HERE(cuda_worker_close),
+        HERE(device_rows),
+        device_grain,
+        device_in_bytes,
+        device_out_bytes,
+        HERE(cuda_alloc),
+        HERE(cuda_upload),
+        HERE(cuda_download),
+        HERE(cuda_begin),
+        HERE(cuda_end),
+        HERE(cuda_finish),
+        HERE(cuda_embed),
+        HERE(cuda_shift),
+        HERE(cuda_gemm),
+        HERE(cuda_pool),
+        &rwkv6,
+        NULL,
     };
     return abi == CUDA_BACKEND_ABI ? &backend : NULL;
 }

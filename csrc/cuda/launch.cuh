@@ -5,20 +5,8 @@
 #ifndef RWKVSTS_CUDA_LAUNCH_CUH
 #define RWKVSTS_CUDA_LAUNCH_CUH
 
-#include "cuda.h"
-
-/* Waits until the kernels in front have ended and their writes are seen. */
-static __device__ __forceinline__ void wait_for_kernels_before(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-/* Lets the kernel behind take what room is left once every block has come here. */
-static __device__ __forceinline__ void let_next_kernel_start(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
+#include "ptx.cuh"
+#include "worker.h"
 
 /* Queues a kernel; `early`: it may start before the one in front has ended. */
 template <typename... P, typename... A>
@@ -39,7 +27,7 @@ static cudaError_t launch_early(bool early, cudaStream_t stream, void (*kernel)(
 
 /* Whether the pass at hand wants it: only where kernels are short does it pay. */
 static inline bool overlaps(const struct worker *w) {
-    return w->capturing && w->dev->waits;
+    return w->capturing && route_overlaps(&w->dev->gpu);
 }
 
 #endif

@@ -1,10 +1,10 @@
 /* Weights on the device: `in` type, inputs innermost, whichever way the checkpoint has them.
  *
  * An array is uploaded as it is and turned on the device. Low ranks that go up are padded with zeros to what the fragments
- * of lowrank.cu count in. The table of embeddings keeps the type of the file, and stays in the host's memory, read row by
+ * of rwkv6/up.cu count in. The table of embeddings keeps the type of the file, and stays in the host's memory, read row by
  * row over the bus, where the device's would be short. */
-#include "cuda.h"
-#include "mma.cuh"
+#include "elements.cuh"
+#include "worker.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@ enum { THREADS = 256 };
 struct turn {
     int g, n, k, K;    /* groups, outputs, inputs, inputs padded */
     bool inputs_first; /* the source is [g, k, n] */
-    bool fragments;    /* in the order that lowrank.cu's lanes load */
+    bool fragments;    /* in the order that up.cu's lanes load */
 };
 
 /* Where element i of the result comes from: [g, n, K], or with fragments [g, n / 16, K / 16, lane, 8]: a lane's eight are
@@ -79,21 +79,24 @@ static enum status turn_weight(struct device *dev, const struct array *a, const 
 
 /* ---- the table ----------------------------------------------------------------------------------------------------- */
 
-/* On the device if half the rows that a pass likes best still find room beside it. */
+/* On the device if half the rows that a pass likes best still find room beside it. What a block takes is an estimate:
+ * six products C x C, two with F, each low rank down and up. */
 static bool table_fits(const struct device *dev, size_t bytes) {
     const struct dims *d = &dev->dims;
-    size_t C = (size_t)d->C, F = (size_t)d->F, in = dtype_bytes(dev->in), out = dtype_bytes(dev->out);
-    size_t linear = (6 * C + 2 * F) * C, low = (size_t)(10 * d->R + 2 * d->D) * C, block = (linear + low) * in;
+    size_t C = (size_t)d->C, F = (size_t)d->F, in = dtype_bytes(dev->in), out = dtype_bytes(dev->out), ranks = 0;
+    for (int i = 0; i < dev->plan_count; i++)
+        if (dev->plans[i].kind.epilogue == LOW) ranks += (size_t)dev->plans[i].kind.n;
+    size_t block = (6 * C + 2 * F + 2 * ranks) * C * in;
     size_t wide = 4 * C * out > F * in ? 4 * C * out : F * in;
     size_t row = 4 * C + 5 * C * in + wide + cuda_worker_row_bytes(dev, 8);
-    return (size_t)d->L * block + bytes + row * 32 * (size_t)dev->sms < dev->budget;
+    return (size_t)d->L * block + bytes + row * 32 * (size_t)dev->gpu.multiprocessors < dev->budget;
 }
 
 static enum status pack_table(struct device *dev, const struct array *a, struct weight *out, struct error *e) {
     size_t bytes = array_count(a) * dtype_bytes(a->dtype);
     dev->table_dtype = a->dtype;
     dev->table_on_host = !table_fits(dev, bytes);
-    *out = weight{NULL, bytes, TABLE, 1, (int)a->shape[1], (int)a->shape[0]};
+    *out = weight{NULL, bytes, TABLE, 1, (int)a->shape[1], (int)a->shape[0], 0};
     if (!dev->table_on_host) {
         TRY(device_alloc(dev, bytes, &out->data, e));
         return cuda_status(dev, cudaMemcpy(out->data, a->data, bytes, cudaMemcpyHostToDevice), "loading the embeddings",
@@ -112,7 +115,7 @@ static enum status pack_table(struct device *dev, const struct array *a, struct 
 
 static enum status pack_vector(struct device *dev, const struct array *a, struct weight *out, struct error *e) {
     size_t n = array_count(a), bytes = n * sizeof(float);
-    *out = weight{NULL, bytes, VECTOR, 1, (int)n, 1};
+    *out = weight{NULL, bytes, VECTOR, 1, (int)n, 1, 0};
     float *host = (float *)malloc(bytes);
     if (!host) return fail(e, NO_MEMORY, "no memory for a vector of %zu numbers", n);
     array_to_float(a, 0, n, host);
@@ -140,7 +143,7 @@ static enum status pack_matrix(struct device *dev, enum role role, const struct 
         t = turn{groups ? (int)a->shape[0] : 1, n, k, padded(k), true, dev->in != F32};
     }
     size_t bytes = (size_t)t.g * (size_t)t.n * (size_t)t.K * dtype_bytes(dev->in);
-    *out = weight{NULL, bytes, role, t.g, t.n, t.k};
+    *out = weight{NULL, bytes, role, t.g, t.n, t.k, 0};
     TRY(device_alloc(dev, bytes, &out->data, e));
     if (role == LINEAR && a->dtype == dev->in)
         return cuda_status(dev, cudaMemcpy(out->data, a->data, bytes, cudaMemcpyHostToDevice), "loading a weight", e);

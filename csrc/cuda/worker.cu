@@ -1,10 +1,5 @@
-/* The worker: a stream, the numbers of a pass, pooled rows on their way home, recorded passes.
- *
- * The host never waits for the pass it has just queued: the numbers of a pass are staged twice over, and pooled rows leave
- * on a stream of their own while the next pass runs; they are handed to the caller two passes later or by finish(). A pass
- * of few rows is launched as one graph once its bucket has been seen before. */
-#include "cuda.h"
-#include "plan.h"
+/* Opening and closing a worker, and its memory. What a pass does with it is pass.cu's. */
+#include "worker.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,23 +41,21 @@ static size_t temp_bytes(const struct device *dev) {
 }
 
 static size_t low_width(const struct device *dev) {
-    int shift = 5 * dev->dims.R;
-    return (size_t)(shift > dev->dims.D ? shift : dev->dims.D);
+    int widest = 0;
+    for (int i = 0; i < dev->plan_count; i++)
+        if (dev->plans[i].kind.epilogue == LOW && dev->plans[i].kind.n > widest) widest = dev->plans[i].kind.n;
+    return (size_t)widest;
 }
 
 size_t cuda_worker_row_bytes(const struct device *dev, int columns) {
-    enum { MEAN_LENGTH = 16 }; /* rwkv6.c takes a sequence for every 16 rows */
+    enum { MEAN_LENGTH = 16 }; /* session.c takes a sequence for every 16 rows */
     size_t pooled = (size_t)columns * (size_t)dev->dims.C * sizeof(float) / MEAN_LENGTH;
-    return temp_bytes(dev) + low_width(dev) * sizeof(float) + sizeof(float2) + 8 * sizeof(int) + pooled;
-}
-
-static size_t number_count(int T, int S) {
-    return HEAD_INTS + 3 * (size_t)T + 5 * (size_t)S + 1;
+    return temp_bytes(dev) + low_width(dev) * sizeof(float) + sizeof(float2) + 9 * sizeof(int) + pooled;
 }
 
 static enum status flight_open(struct worker *w, struct flight *f, struct error *e) {
     size_t pooled = (size_t)w->sequences * (size_t)w->columns * (size_t)w->dev->dims.C * sizeof(float);
-    size_t numbers = number_count(w->rows, w->sequences) * sizeof(int);
+    size_t numbers = number_bytes(w->rows, w->sequences);
     cudaError_t status = cudaEventCreateWithFlags(&f->done, cudaEventDisableTiming);
     if (status == cudaSuccess) status = cudaEventCreateWithFlags(&f->read, cudaEventDisableTiming);
     if (status == cudaSuccess) status = cudaHostAlloc((void **)&f->staged, numbers, cudaHostAllocDefault);
@@ -77,7 +70,7 @@ static enum status flight_open(struct worker *w, struct flight *f, struct error 
 
 static enum status worker_memory(struct worker *w, struct error *e) {
     size_t rows = (size_t)w->rows, side = (size_t)w->columns * (size_t)w->dev->dims.C * sizeof(float);
-    TRY(cuda_alloc(w, number_count(w->rows, w->sequences) * sizeof(int), (void **)&w->numbers, e));
+    TRY(cuda_alloc(w, number_bytes(w->rows, w->sequences), (void **)&w->numbers, e));
     TRY(cuda_alloc(w, rows * temp_bytes(w->dev), &w->temp, e));
     TRY(cuda_alloc(w, rows * low_width(w->dev) * sizeof(float), (void **)&w->low, e));
     TRY(cuda_alloc(w, rows * sizeof(float2), (void **)&w->stats, e));
@@ -141,184 +134,4 @@ void cuda_worker_close(struct worker *w) {
         free(a);
     }
     free(w);
-}
-
-/* ---- recorded passes ---------------------------------------------------------------------------------------------------- */
-
-static uint64_t hash_layers(const struct pass *p) {
-    uint64_t h = 14695981039346656037u;
-    for (int i = 0; i < p->columns; i++) h = (h ^ (uint64_t)(uint32_t)p->layers[i]) * 1099511628211u;
-    return h;
-}
-
-static struct shape bucket_of(const struct worker *w, const struct pass *p) {
-    struct shape shape;
-    memset(&shape, 0, sizeof shape); /* compared as bytes */
-    shape.T = plan_bucket_rows(p->T, w->rows);
-    shape.S = plan_bucket_sequences(p->S, w->sequences);
-    shape.top = p->top;
-    shape.columns = p->columns;
-    shape.pooling = p->pooling;
-    shape.layers = hash_layers(p);
-    return shape;
-}
-
-/* The record of that shape: found, or taken from the one that was not used for longest. */
-static struct record *record_of(struct worker *w, const struct shape *shape, bool *seen) {
-    struct record *oldest = &w->records[0];
-    *seen = false;
-    for (int i = 0; i < RECORDS; i++) {
-        struct record *r = &w->records[i];
-        if (r->used && !memcmp(&r->shape, shape, sizeof *shape)) {
-            *seen = true;
-            r->used = ++w->clock;
-            return r;
-        }
-        if (r->used < oldest->used) oldest = r;
-    }
-    if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
-    oldest->exec = NULL;
-    oldest->shape = *shape;
-    oldest->used = ++w->clock;
-    return oldest;
-}
-
-/* ---- a pass ---------------------------------------------------------------------------------------------------------------- */
-
-/* Hands the pooled rows of an earlier pass to the caller. */
-static enum status deliver(struct worker *w, struct flight *f, struct error *e) {
-    if (!f->bytes) return OK;
-    CUDA_TRY(w->dev, cudaEventSynchronize(f->done), "waiting for a pass", e);
-    memcpy(f->target, f->pinned, f->bytes);
-    f->bytes = 0;
-    return OK;
-}
-
-static void lay_out(struct worker *w) {
-    const int *at = w->numbers;
-    int T = w->grid.T, S = w->grid.S;
-    w->meta.head = at;
-    w->meta.ids = at += HEAD_INTS;
-    w->meta.prev = at += T;
-    w->meta.save = at += T;
-    w->meta.start = at += T;
-    w->meta.before = at += S + 1;
-    w->meta.total = at += S;
-    w->meta.from = at += S;
-    w->meta.to = at += S;
-}
-
-static void fill_numbers(const struct worker *w, const struct pass *p, int *out) {
-    int T = w->grid.T, S = w->grid.S, *ids = out + HEAD_INTS, *prev = ids + T, *save = prev + T, *start = save + T;
-    int *before = start + S + 1, *total = before + S, *from = total + S, *to = from + S;
-    size_t pieces_bytes = (size_t)p->S * sizeof(int);
-    out[0] = p->T;
-    out[1] = p->S;
-    out[2] = w->turn;
-    memcpy(ids, p->ids, (size_t)p->T * sizeof(int));
-    memcpy(start, p->start, pieces_bytes + sizeof(int));
-    memcpy(before, p->before, pieces_bytes);
-    memcpy(total, p->total, pieces_bytes);
-    memcpy(from, p->from, pieces_bytes);
-    memcpy(to, p->to, pieces_bytes);
-    for (int s = 0; s < p->S; s++) {
-        for (int t = p->start[s]; t < p->start[s + 1]; t++) {
-            prev[t] = t - 1;
-            save[t] = -1;
-        }
-        prev[p->start[s]] = p->from[s] < 0 ? NO_PAST : FROM_SLOT - p->from[s];
-        save[p->start[s + 1] - 1] = p->to[s];
-    }
-}
-
-static enum status stage(struct worker *w, const struct pass *p, struct error *e) {
-    struct flight *f = &w->flights[w->turn];
-    CUDA_TRY(w->dev, cudaEventSynchronize(f->read), "waiting for a pass", e);
-    lay_out(w);
-    fill_numbers(w, p, f->staged);
-    CUDA_TRY(w->dev,
-             cudaMemcpyAsync(w->numbers, f->staged, number_count(w->grid.T, w->grid.S) * sizeof(int),
-                             cudaMemcpyHostToDevice, w->stream),
-             "starting a pass", e);
-    return cuda_status(w->dev, cudaEventRecord(f->read, w->stream), "starting a pass", e);
-}
-
-enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, struct error *e) {
-    bool seen = false;
-    *replay = false;
-    TRY(device_usable(w->dev, e));
-    TRY(deliver(w, &w->flights[w->turn], e));
-    w->pass = *pass;
-    w->record = NULL;
-    w->grid.T = pass->T;
-    w->grid.S = pass->S;
-    w->pool_waits = true;
-    if (pass->T <= FEW_ROWS) {
-        struct shape shape = bucket_of(w, pass);
-        w->grid.T = shape.T;
-        w->grid.S = shape.S;
-        w->record = record_of(w, &shape, &seen);
-    }
-    TRY(stage(w, pass, e));
-    if (!seen) {
-        w->record = NULL;
-        return OK;
-    }
-    /* A recorded pass cannot wait in its middle for the rows of the pass before: wait here. */
-    w->pool_waits = false;
-    if (w->flights[w->turn ^ 1].bytes)
-        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
-    *replay = w->record->exec != NULL;
-    if (*replay) return OK;
-    /* Relaxed: poll may run Python between blocks, and there another model's memory may be freed. */
-    CUDA_TRY(w->dev, cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed), "recording a pass", e);
-    w->capturing = true;
-    return OK;
-}
-
-/* Has the system lay memory under what a pass will be delivered to, while the device works: 33,000 pages of a large new
- * array would keep the device waiting otherwise. What stands there stays as it is. */
-static void touch(float *target, size_t bytes) {
-    enum { PAGE = 4096 };
-    volatile char *p = (volatile char *)target;
-    for (size_t i = 0; i < bytes; i += PAGE) p[i] = p[i];
-}
-
-static enum status finish_recording(struct worker *w, struct error *e) {
-    cudaGraph_t graph = NULL;
-    w->capturing = false;
-    CUDA_TRY(w->dev, cudaStreamEndCapture(w->stream, &graph), "recording a pass", e);
-    cudaError_t status = cudaGraphInstantiate(&w->record->exec, graph, 0);
-    cudaGraphDestroy(graph);
-    if (status != cudaSuccess) w->record->exec = NULL;
-    return cuda_status(w->dev, status, "recording a pass", e);
-}
-
-enum status cuda_end(struct worker *w, struct error *e) {
-    struct flight *f = &w->flights[w->turn];
-    const struct pass *p = &w->pass;
-    int finished = p->S;
-    if (w->capturing) TRY(finish_recording(w, e));
-    if (w->record) CUDA_TRY(w->dev, cudaGraphLaunch(w->record->exec, w->stream), "launching a recorded pass", e);
-    if (p->before[p->S - 1] + p->start[p->S] - p->start[p->S - 1] != p->total[p->S - 1]) finished--;
-    f->bytes = (size_t)finished * (size_t)p->columns * (size_t)w->dev->dims.C * sizeof(float);
-    f->target = p->pooled;
-    w->turn ^= 1;
-    if (!f->bytes) return OK;
-    cudaStream_t home = w->record ? w->stream : w->copies; /* few rows are sooner copied than another stream is told */
-    if (!w->record) {
-        CUDA_TRY(w->dev, cudaEventRecord(w->computed, w->stream), "ending a pass", e);
-        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->copies, w->computed, 0), "ending a pass", e);
-    }
-    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, home), "ending a pass", e);
-    CUDA_TRY(w->dev, cudaEventRecord(f->done, home), "ending a pass", e);
-    touch(f->target, f->bytes);
-    return OK;
-}
-
-enum status cuda_finish(struct worker *w, struct error *e) {
-    TRY(device_usable(w->dev, e));
-    TRY(deliver(w, &w->flights[w->turn], e)); /* the older, while the device works on the other */
-    TRY(deliver(w, &w->flights[w->turn ^ 1], e));
-    return cuda_status(w->dev, cudaStreamSynchronize(w->stream), "finishing", e);
 }

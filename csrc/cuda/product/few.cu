@@ -1,13 +1,12 @@
 /* Products of few rows, Ampere and newer: weights stream once through many small blocks.
  *
- * A block owns 64 rows and 16 or 64 outputs and walks all of k in one chain of tensor-core products, ascending, as the
- * pinned algorithm of lt.cu does; products_open compares the two on the device at hand before this is used. With few
+ * A block owns 64 rows and 16 or 64 outputs and walks all of k in one chain of tensor-core products, ascending, as
+ * cublasLt's algorithms do; choose.cu compares the two on the device at hand before this is used. With few
  * rows the time is that of reading the weights and, from the second-level cache, the rows once per block: so as many
  * blocks as there are processors, and a deep pipeline of asynchronous copies. Epilogues are fused. */
-#include "cuda.h"
-#include "finish.cuh"
+#include "product/epilogue.cuh"
 
-enum { ROWS = 64, LEAST_STEP = 64 };
+enum { ROWS = 64 }; /* a block */
 
 /* One way to cut the work: outputs a block, groups of four warps that share them, k a stage, stages. Four more warps do
  * nothing but copy: a multiplying warp has its scheduler to itself, and nothing would hide the copies' arithmetic. */
@@ -20,33 +19,14 @@ template <int OUTPUTS_, int SIDES_, int STEP_, int STAGES_> struct cut {
 };
 
 struct few_args {
-    struct product p[MOST_FEW];
-    int first[MOST_FEW + 1]; /* block that a product begins at */
+    struct product p[MOST_PRODUCTS];
+    int first[MOST_PRODUCTS + 1]; /* block that a product begins at */
     int count;
     const int *T;
-    float scale_up;
 };
 
-[[maybe_unused]] static __device__ __forceinline__ void copy16(void *to, const void *from, bool there) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
-    int bytes = there ? 16 : 0; /* the rest is filled with zeros */
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes));
-#endif
-}
-[[maybe_unused]] static __device__ __forceinline__ void copies_commit(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;");
-#endif
-}
-template <int LEFT> __device__ __forceinline__ void copies_wait(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));
-#endif
-}
-
 /* Chunks of a row lie permuted by the row, so that eight rows of one chunk meet different banks. */
-template <typename Cut> __device__ __forceinline__ int place(int row, int chunk) {
+template <typename Cut> __device__ __forceinline__ int permuted(int row, int chunk) {
     return (row * Cut::CHUNKS + (chunk ^ (row & 7))) * 8;
 }
 
@@ -54,10 +34,7 @@ template <typename Cut> __device__ __forceinline__ int place(int row, int chunk)
 template <typename Cut, typename E>
 __device__ __forceinline__ void load_fragment(uint32_t f[4], const E *tile, int row, int chunk) {
     int lane = threadIdx.x & 31;
-    uint32_t address = (uint32_t)__cvta_generic_to_shared(tile + place<Cut>(row + (lane & 15), chunk + (lane >> 4)));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(f[0]), "=r"(f[1]), "=r"(f[2]), "=r"(f[3])
-                 : "r"(address));
+    load_matrices(f, shared_address(tile + permuted<Cut>(row + (lane & 15), chunk + (lane >> 4))));
 }
 
 /* What a thread copies of every stage: the same chunk of every RUN-th row. */
@@ -71,7 +48,7 @@ template <typename Cut> struct loader {
 
     template <typename E> __device__ __forceinline__ void open(const struct product &p, int row, int output, int T) {
         int thread = (int)threadIdx.x - Cut::MULTIPLIERS, r = thread / Cut::CHUNKS, c = thread % Cut::CHUNKS;
-        to = place<Cut>(r, c);
+        to = permuted<Cut>(r, c);
         stride = (size_t)RUN * p.k * sizeof(E);
         in = (const char *)p.in + ((size_t)(row + r) * p.k + c * 8) * sizeof(E);
         w = (const char *)p.w + ((size_t)(output + r) * p.k + c * 8) * sizeof(E);
@@ -82,11 +59,12 @@ template <typename Cut> struct loader {
 
     template <typename E> __device__ __forceinline__ void next(E *stage) {
 #pragma unroll
-        for (int i = 0; i < INS; i++) copy16(stage + to + i * RUN * Cut::STEP, in + i * stride, there >> i & 1);
+        for (int i = 0; i < INS; i++) stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), in + i * stride, there >> i & 1);
         stage += ROWS * Cut::STEP;
 #pragma unroll
         for (int i = 0; i < WEIGHTS; i++)
-            copy16(stage + to + i * RUN * Cut::STEP, w + i * stride, there >> (INS + i) & 1);
+            stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), w + i * stride,
+                              there >> (INS + i) & 1);
         in += Cut::STEP * sizeof(E);
         w += Cut::STEP * sizeof(E);
     }
@@ -123,12 +101,7 @@ static __device__ __forceinline__ void multiply_stage(float sum[][4], const E *t
     }
 }
 
-/* Copiers and multipliers meet here from two places in the code, which __syncthreads does not allow. */
-template <int THREADS> __device__ __forceinline__ void stage_done(void) {
-    asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
-}
-
-/* The copiers' way through the stages; the barriers pair with the multipliers'. A stage is filled again once the barrier
+/* The copiers' way through the stages; they meet the multipliers once a stage, in another place of the code. A stage is filled again once the barrier
  * after its use is passed. */
 template <typename Cut, typename E>
 static __device__ __forceinline__ void copy_stages(E *stages, const struct product &p, int row, int output, int T,
@@ -142,7 +115,7 @@ static __device__ __forceinline__ void copy_stages(E *stages, const struct produ
     }
     for (int s = 0; s < steps; s++) {
         copies_wait<Cut::STAGES - 2>();
-        stage_done<Cut::THREADS>();
+        meet_anywhere<Cut::THREADS>();
         int next = s + Cut::STAGES - 1;
         if (next < steps) loader.next(stages + next % Cut::STAGES * Cut::STAGE);
         copies_commit();
@@ -151,7 +124,7 @@ static __device__ __forceinline__ void copy_stages(E *stages, const struct produ
 
 template <typename In, typename Out, typename Cut>
 static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few_args args) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if AMPERE_CODE
     extern __shared__ __align__(128) unsigned char shared[];
     constexpr int STAGES = Cut::STAGES;
     In *stages = (In *)shared;
@@ -167,7 +140,7 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
     float sum[Cut::MINE / 8][4] = {};
     int warp = threadIdx.x / 32 % 4 * 16, side = threadIdx.x / 128 * Cut::MINE, lane = threadIdx.x % 32;
     for (int s = 0; s < steps; s++) {
-        stage_done<Cut::THREADS>();
+        meet_anywhere<Cut::THREADS>();
         multiply_stage<Cut>(sum, stages + s % STAGES * Cut::STAGE, warp, side);
     }
     struct addends to[Cut::MINE / 8][2];
@@ -181,60 +154,47 @@ static __global__ void __launch_bounds__(Cut::THREADS) few_rows(const struct few
     for (int n = 0; n < Cut::MINE / 8; n++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            finish<In, Out>(p, row + 8 * half, output + n * 8, T, sum[n][2 * half], sum[n][2 * half + 1], to[n][half],
-                            args.scale_up);
+            finish<In, Out>(p, row + 8 * half, output + n * 8, T, sum[n][2 * half], sum[n][2 * half + 1], to[n][half]);
 #endif
 }
 
 /* ---- launching ------------------------------------------------------------------------------------------------------ */
 
-bool few_fits(const struct device *dev, const struct product *p) {
-    return dev->major >= 8 && dev->in != F32 && p->k % LEAST_STEP == 0 && p->n % 2 == 0;
-}
-
 template <typename In, typename Out, typename Cut>
-static cudaError_t launch(cudaStream_t stream, struct few_args args, int grid_rows) {
+static cudaError_t launch(const struct queue *q, struct few_args args) {
     constexpr int bytes = Cut::STAGES * Cut::STAGE * 2;
     auto kernel = few_rows<In, Out, Cut>;
     int blocks = 0;
     for (int i = 0; i < args.count; i++) {
         args.first[i] = blocks;
-        blocks += pieces(args.p[i].n, Cut::OUTPUTS);
+        blocks += pieces_of(args.p[i].n, Cut::OUTPUTS);
     }
     cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (status != cudaSuccess) return status;
-    dim3 grid((unsigned)blocks, (unsigned)pieces(grid_rows, ROWS));
-    kernel<<<grid, Cut::THREADS, bytes, stream>>>(args);
+    dim3 grid((unsigned)blocks, (unsigned)pieces_of(q->rows, ROWS));
+    kernel<<<grid, Cut::THREADS, bytes, q->stream>>>(args);
     return cudaGetLastError();
 }
 
 /* Narrow blocks where wide ones would leave processors idle. */
 template <typename In, typename Out>
-static cudaError_t launch_widths(const struct device *dev, cudaStream_t stream, const struct few_args &args,
-                                 int grid_rows) {
+static cudaError_t launch_widths(const struct queue *q, const struct few_args &args) {
     int outputs = 0;
     bool even = true;
     for (int i = 0; i < args.count; i++) {
         outputs += args.p[i].n;
-        even = even && args.p[i].k % (2 * LEAST_STEP) == 0;
+        even = even && args.p[i].k % (2 * STEP_INPUTS) == 0;
     }
-    bool narrow = outputs <= 16 * 2 * dev->sms;
-    if (narrow && even) return launch<In, Out, cut<16, 1, 128, 4>>(stream, args, grid_rows);
-    if (narrow) return launch<In, Out, cut<16, 1, 64, 9>>(stream, args, grid_rows);
-    return launch<In, Out, cut<64, 2, 64, 6>>(stream, args, grid_rows);
+    bool narrow = outputs <= 16 * 2 * q->dev->gpu.multiprocessors;
+    if (narrow && even) return launch<In, Out, cut<16, 1, 128, 4>>(q, args);
+    if (narrow) return launch<In, Out, cut<16, 1, 64, 9>>(q, args);
+    return launch<In, Out, cut<64, 2, 64, 6>>(q, args);
 }
 
-cudaError_t few_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
-                    const struct product *p, int count) {
-    if (stream_fits(dev, p, count)) return stream_run(dev, stream, early, T, grid_rows, p, count);
+cudaError_t few_run(const struct queue *q, const struct product *p, int count) {
     struct few_args args = {};
     for (int i = 0; i < count; i++) args.p[i] = p[i];
     args.count = count;
-    args.T = T;
-    if (dev->in == BF16) {
-        args.scale_up = relu_scale<bf16>::up;
-        return launch_widths<bf16, bf16>(dev, stream, args, grid_rows);
-    }
-    args.scale_up = relu_scale<half_t>::up;
-    return launch_widths<half_t, float>(dev, stream, args, grid_rows);
+    args.T = q->T;
+    return q->dev->in == BF16 ? launch_widths<bf16, bf16>(q, args) : launch_widths<half_t, float>(q, args);
 }

@@ -1,8 +1,8 @@
 /* cublasLt, found at run time: a wheel must load where it is absent, and CI builds without its headers.
  *
- * Only what is called here is declared; the numbers are cublasLt.h's and part of its ABI since version 11. A plan is one
- * kind of product with a few algorithms, by number of rows. None splits k, and product.cu takes only those that it has
- * seen give the same bits on the device at hand: so a row's bits do not depend on its neighbours. */
+ * Only what is called here is declared; the numbers are cublasLt.h's and part of its ABI since version 11. No algorithm
+ * that is asked for splits k, and choose.cu takes only those that it has seen give the same bits on the device at hand: so
+ * a row's bits do not depend on its neighbours. */
 #ifndef RWKVSTS_CUDA_LT_H
 #define RWKVSTS_CUDA_LT_H
 
@@ -14,18 +14,14 @@ struct lt_algorithm {
     uint64_t data[8];
 };
 
-enum { SIZES = 5, CANDIDATES = 8 };
+enum { CANDIDATES = 8 };
 
-struct plan {
+/* out [rows, n] = alpha in [rows, k] w [n, k]^T + beta out */
+struct lt_shape {
     int n, k;
     enum dtype in, out;
     float alpha, beta;
-    struct lt_algorithm algorithm[SIZES]; /* for about rows[i] rows, ascending */
-    int rows[SIZES];
-    int cut[SIZES];        /* hopper.cu's, which goes before the algorithm, or NO_CUT */
-    unsigned right[SIZES]; /* bit c: its cut c gives the expected bits */
 };
-enum { NO_CUT = -1 };
 
 struct lt {
     void *library, *handle;
@@ -49,10 +45,9 @@ struct lt {
 enum status lt_open(struct lt *lt, struct error *e);
 void lt_close(struct lt *lt);
 /* The algorithms that cublasLt holds best for that many rows, best first; at least one. */
-enum status lt_candidates(const struct lt *lt, const struct plan *plan, int rows, struct lt_algorithm *out, int *count,
+enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out, int *count,
                           struct error *e);
-/* out [rows, n] = alpha in [rows, k] w[n, k]^T + beta out, row-major. */
-enum status lt_run(const struct lt *lt, const struct plan *plan, const struct lt_algorithm *algorithm, int rows,
+enum status lt_run(const struct lt *lt, const struct lt_shape *shape, const struct lt_algorithm *algorithm, int rows,
                    const void *w, const void *in, void *out, cudaStream_t stream, struct error *e);
 
 #endif

@@ -1,20 +1,17 @@
-/* The low-rank terms: time_shift's five lerps and the decay.
+/* Low ranks up: the five lerps of the token shift, and the decay, where lerp.cu and chunk.cu do not take them.
  *
- * Down by a product that leaves its sums in float32 (product.cu); up here, where tanh is applied as the sums are read.
+ * Down by a product that leaves its sums in float32; up here, where tanh is applied as the sums are read.
  * A warp owns 16 rows and walks over columns, 16 at a time: the rows' fragments stay in registers, a column's weights
  * come once in the order of the fragments, and what follows the product is applied to the sums as they stand. Columns are
- * dealt so that a lane ends with four neighbours: whole sectors are read and written. The lerps of many rows are lerp.cu's. */
-#include "cuda.h"
+ * dealt so that a lane ends with four neighbours: whole sectors are read and written. */
+#include "elements.cuh"
 #include "launch.cuh"
-#include "mma.cuh"
+#include "rwkv6/rwkv6.h"
 
-enum { THREADS = 128, WARPS = THREADS / 32, LERPS = 5 };
+enum { THREADS = 128, WARPS = THREADS / 32, LERPS = MIXES6 };
 
-/* The decay has one group, and of the lerps' arguments only low, w, k and C. */
-struct up_args : lerp_args {
+struct walk_args : up_args {
     int chunk; /* columns a warp walks over */
-    const float *time_decay;
-    float *decay;
 };
 
 /* What the five mixes of one row and four columns need. */
@@ -22,7 +19,7 @@ struct lerp_row {
     float4 a, before;
 };
 
-static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args &a, int t, int prev, int c, float4 w,
+static __device__ __forceinline__ struct lerp_row load_lerp(const struct walk_args &a, int t, int prev, int c, float4 w,
                                                             float4 b) {
     /* Loads first, then what they mean: both rows are on their way before either is waited for. */
     const float *there = prev >= 0         ? a.x + (size_t)prev * a.C
@@ -37,21 +34,20 @@ static __device__ __forceinline__ struct lerp_row load_lerp(const struct up_args
 }
 
 template <typename In>
-static __device__ __forceinline__ void store_lerp(const struct up_args &a, const struct lerp_row &r, int j, int t,
+static __device__ __forceinline__ void store_lerp(const struct walk_args &a, const struct lerp_row &r, int j, int t,
                                                   int c, float4 mix) {
     store4((In *)a.mixed[j] + (size_t)t * a.C + c,
            make_float4(lerp(r.a.x, r.before.x, mix.x), lerp(r.a.y, r.before.y, mix.y), lerp(r.a.z, r.before.z, mix.z),
                        lerp(r.a.w, r.before.w, mix.w)));
 }
 
-/* The exponent alone: exp(-exp()) is taken where wkv reads it, which hides it behind its own arithmetic. */
-static __device__ __forceinline__ void store_decay(const struct up_args &a, int t, int c, float4 d) {
+static __device__ __forceinline__ void store_decay(const struct walk_args &a, int t, int c, float4 d) {
     *(float4 *)(a.decay + (size_t)t * a.C + c) = d;
 }
 
 /* Fragments of a row block of tanh(low), for one group: [K/16][4]. */
 template <typename In, int STEPS>
-static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const struct up_args &a, int row, int group,
+static __device__ __forceinline__ void load_low(uint32_t f[STEPS][4], const struct walk_args &a, int row, int group,
                                                 int stride, int T) {
     int lane = threadIdx.x % 32;
     float low[STEPS][4][2];
@@ -95,12 +91,8 @@ template <int GROUPS, int STEPS> struct columns16 {
     float4 base[GROUPS];
 };
 
-static __device__ __forceinline__ void prefetch(const float *p) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 template <typename In, int GROUPS, int STEPS>
-static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STEPS> *in, const struct up_args &a,
+static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STEPS> *in, const struct walk_args &a,
                                                     int column, int c) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
@@ -112,7 +104,7 @@ static __device__ __forceinline__ void load_columns(struct columns16<GROUPS, STE
 }
 
 template <typename In, int STEPS, bool DECAY>
-static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(const struct up_args a) {
+static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(const struct walk_args a) {
     constexpr int GROUPS = DECAY ? 1 : LERPS;
     let_next_kernel_start();
     wait_for_kernels_before();
@@ -132,7 +124,7 @@ static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(con
         load_columns<In>(&in, a, column, c);
         if constexpr (!DECAY) {
             if (column + 32 < last) /* a line further: memory answers while this one is worked on */
-                for (int h = 0; h < 2; h++) prefetch(a.x + (size_t)min(t[h], T - 1) * a.C + c + 32);
+                for (int h = 0; h < 2; h++) prefetch_line(a.x + (size_t)min(t[h], T - 1) * a.C + c + 32);
             float4 weight = __ldg((const float4 *)(a.weight + c)), bias = __ldg((const float4 *)(a.bias + c));
 #pragma unroll
             for (int h = 0; h < 2; h++) r[h] = load_lerp(a, min(t[h], T - 1), prev[h], c, weight, bias);
@@ -152,9 +144,9 @@ static __global__ void __launch_bounds__(THREADS, STEPS > 2 ? 2 : 3) up_rows(con
 }
 
 /* The same in plain float32, a block a row: for checking. */
-template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_plain(const struct up_args a, int K) {
+template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_plain(const struct walk_args a) {
     constexpr int GROUPS = DECAY ? 1 : LERPS;
-    __shared__ float z[LERPS * MOST_RANK];
+    __shared__ float z[LERPS * MOST_DECAY_RANK];
     int t = blockIdx.x;
     if (t >= a.meta.head[0]) return;
     for (int i = threadIdx.x; i < GROUPS * a.k; i += THREADS) z[i] = tanhf(a.low[(size_t)t * GROUPS * a.k + i]);
@@ -166,9 +158,9 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
         for (int g = 0; g < GROUPS; g++) {
             float4 base = *(const float4 *)((DECAY ? a.time_decay : a.maa[g]) + c);
             float m[4] = {base.x, base.y, base.z, base.w};
-            const float *w = (const float *)a.w + ((size_t)g * a.C + c) * K;
+            const float *w = (const float *)a.w + ((size_t)g * a.C + c) * a.K;
             for (int k = 0; k < a.k; k++)
-                for (int i = 0; i < 4; i++) m[i] = __fmaf_rn(z[g * a.k + k], w[(size_t)i * K + k], m[i]);
+                for (int i = 0; i < 4; i++) m[i] = __fmaf_rn(z[g * a.k + k], w[(size_t)i * a.K + k], m[i]);
             float4 sum = make_float4(m[0], m[1], m[2], m[3]);
             if constexpr (DECAY) store_decay(a, t, c, sum);
             else store_lerp<float>(a, r, g, t, c, sum);
@@ -176,62 +168,45 @@ template <bool DECAY> static __global__ void __launch_bounds__(THREADS) up_rows_
     }
 }
 
-/* ---- verbs -------------------------------------------------------------------------------------------------------- */
+/* ---- running ------------------------------------------------------------------------------------------------------ */
 
-template <typename In, bool DECAY>
-static void launch_steps(const struct worker *w, const struct up_args &a, int steps) {
-    dim3 grid((unsigned)pieces(w->grid.T, 16 * WARPS), (unsigned)pieces(a.C, a.chunk));
-    if (steps == 1) launch_early(overlaps(w), w->stream, up_rows<In, 1, DECAY>, grid, THREADS, 0, a);
-    else if (steps == 2) launch_early(overlaps(w), w->stream, up_rows<In, 2, DECAY>, grid, THREADS, 0, a);
-    else if (steps == 4) launch_early(overlaps(w), w->stream, up_rows<In, 4, DECAY>, grid, THREADS, 0, a);
-    else if constexpr (DECAY) launch_early(overlaps(w), w->stream, up_rows<In, 8, DECAY>, grid, THREADS, 0, a);
+template <typename In, bool DECAY> static void launch(const struct worker *w, const struct walk_args &a) {
+    dim3 grid((unsigned)pieces_of(w->grid.T, 16 * WARPS), (unsigned)pieces_of(a.C, a.chunk));
+    auto kernel = up_rows<In, 1, DECAY>;
+    switch (a.K) {
+    case 16: break;
+    case 32: kernel = up_rows<In, 2, DECAY>; break;
+    case 64: kernel = up_rows<In, 4, DECAY>; break;
+    default:
+        if constexpr (DECAY) kernel = up_rows<In, 8, DECAY>;
+    }
+    launch_early(overlaps(w), w->stream, kernel, grid, THREADS, 0, a);
 }
 
-template <bool DECAY>
-static enum status up(struct worker *w, struct up_args *a, const struct weight *weight, struct error *e) {
-    const struct dims *d = &w->dev->dims;
-    int K = (int)(weight->bytes / dtype_bytes(w->dev->in) / (size_t)weight->g / (size_t)weight->n); /* padded */
-    a->meta = w->meta;
-    a->low = w->low;
-    a->w = weight->data;
-    a->k = weight->k;
-    a->C = d->C;
-    if (!DECAY && lerp_fits(w, a, K)) return lerp_run(w, a, K, e);
+template <bool DECAY> static enum status up(struct worker *w, const struct up_args *a, struct error *e) {
     /* Long walks load the rows' fragments once; few rows want many warps. */
-    a->chunk = 16;
-    while (a->chunk < 512 && pieces(w->grid.T, 16) * pieces(d->C, a->chunk) > 32 * w->dev->sms) a->chunk *= 2;
-    if (w->dev->in == F32) up_rows_plain<DECAY><<<(unsigned)w->grid.T, THREADS, 0, w->stream>>>(*a, K);
-    else if (w->dev->in == BF16) launch_steps<bf16, DECAY>(w, *a, K / 16);
-    else launch_steps<half_t, DECAY>(w, *a, K / 16);
+    struct walk_args args = {*a, 16};
+    while (args.chunk < 512 &&
+           pieces_of(w->grid.T, 16) * pieces_of(a->C, args.chunk) > 32 * w->dev->gpu.multiprocessors)
+        args.chunk *= 2;
+    if (w->dev->in == F32) up_rows_plain<DECAY><<<(unsigned)w->grid.T, THREADS, 0, w->stream>>>(args);
+    else if (w->dev->in == BF16) launch<bf16, DECAY>(w, args);
+    else launch<half_t, DECAY>(w, args);
     return LAUNCHED(w, DECAY ? "the decay" : "the lerps", e);
 }
 
-enum status cuda_time_shift(struct worker *w, const struct time_shift *a, struct error *e) {
-    const struct dims *d = &w->dev->dims;
-    struct product down = {a->w1->data, w->temp, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
-    struct up_args args = {};
-    TRY(shift_first(w, a, e));
-    TRY(product_run(w, PLAN_SHIFT_DOWN, &down, 1, e));
-    args.x = a->x;
-    args.weight = vector_of(a->ln1.weight);
-    args.bias = vector_of(a->ln1.bias);
-    args.stats = w->stats;
-    args.slots = w->pass.att_x + (size_t)a->layer * (size_t)d->C;
-    args.slot_stride = (size_t)d->L * (size_t)d->C;
-    for (int j = 0; j < LERPS; j++) {
-        args.maa[j] = vector_of(a->maa[j]);
-        args.mixed[j] = a->mixed[j];
-    }
-    return up<false>(w, &args, a->w2, e);
+void up_weight(const struct worker *w, const struct weight *weight, struct up_args *args) {
+    args->meta = w->meta;
+    args->w = weight->data;
+    args->k = weight->k;
+    args->K = (int)(weight->bytes / dtype_bytes(w->dev->in) / (size_t)weight->g / (size_t)weight->n);
+    args->C = w->dev->dims.C;
 }
 
-enum status cuda_decay(struct worker *w, const struct decay *a, struct error *e) {
-    struct product down = {a->w1->data, a->mixed_w, w->low, NULL, a->w1->n, a->w1->k, STORE_FLOAT};
-    struct up_args args = {};
-    TRY(product_join(w, PLAN_DECAY_DOWN, &down, e));
-    w->decay = *a;
-    if (chunk_fits(w->dev)) return OK;
-    args.time_decay = vector_of(a->time_decay);
-    args.decay = a->decay;
-    return up<true>(w, &args, a->w2, e);
+enum status up_lerps(struct worker *w, const struct up_args *a, struct error *e) {
+    return up<false>(w, a, e);
+}
+
+enum status up_decay(struct worker *w, const struct up_args *a, struct error *e) {
+    return up<true>(w, a, e);
 }

@@ -2,11 +2,11 @@
  *
  * Outputs come in pairs, so n is even. What is added to is loaded for all pairs before any is stored: left between the
  * stores, each load would be waited for by itself. */
-#ifndef RWKVSTS_CUDA_FINISH_CUH
-#define RWKVSTS_CUDA_FINISH_CUH
+#ifndef RWKVSTS_CUDA_EPILOGUE_CUH
+#define RWKVSTS_CUDA_EPILOGUE_CUH
 
-#include "cuda.h"
-#include "mma.cuh"
+#include "elements.cuh"
+#include "product/product.h"
 
 /* What two neighbouring outputs of one row are added to. */
 struct addends {
@@ -28,26 +28,26 @@ template <typename E> static __device__ __forceinline__ void store_pair(E *p, fl
 template <typename Out>
 static __device__ __forceinline__ struct addends load_addends(const struct product &p, int row, int output, int T) {
     struct addends a = {};
-    if ((p.kind != ADD && p.kind != GATE_ADD) || row >= T || output >= p.n) return a;
+    if ((p.epilogue != ADD && p.epilogue != GATE_ADD) || row >= T || output >= p.n) return a;
     size_t index = (size_t)row * p.n + output;
     a.x = *(const float2 *)((const float *)p.out + index);
-    if (p.kind == GATE_ADD) a.gate = load_pair((const Out *)p.gate + index);
+    if (p.epilogue == GATE_ADD) a.gate = load_pair((const Out *)p.gate + index);
     return a;
 }
 
 template <typename In, typename Out>
 static __device__ __forceinline__ void finish(const struct product &p, int row, int output, int T, float a, float b,
-                                              struct addends to, float scale_up) {
+                                              struct addends to) {
     if (row >= T || output >= p.n) return;
     size_t index = (size_t)row * p.n + output;
-    switch (p.kind) {
+    switch (p.epilogue) {
     case RELU2: store_pair((In *)p.out + index, relu_squared<In>(a), relu_squared<In>(b)); break;
-    case ADD: store_pair((float *)p.out + index, __fadd_rn(to.x.x, a), __fadd_rn(to.x.y, b)); break;
+    case ADD: store_pair((float *)p.out + index, __fmaf_rn(a, p.scale, to.x.x), __fmaf_rn(b, p.scale, to.x.y)); break;
     case GATE_ADD:
-        store_pair((float *)p.out + index, gate_add<Out>(to.x.x, to.gate.x, __fmul_rn(a, scale_up)),
-                   gate_add<Out>(to.x.y, to.gate.y, __fmul_rn(b, scale_up)));
+        store_pair((float *)p.out + index, gate_add<Out>(to.x.x, to.gate.x, __fmul_rn(a, p.scale)),
+                   gate_add<Out>(to.x.y, to.gate.y, __fmul_rn(b, p.scale)));
         break;
-    case STORE_FLOAT: store_pair((float *)p.out + index, a, b); break;
+    case LOW: store_pair((float *)p.out + index, a, b); break;
     default: store_pair((Out *)p.out + index, a, b); break;
     }
 }

@@ -1,13 +1,13 @@
 /* Arithmetic of the host alone: how many rows a pass takes, which bucket a small pass falls into. Tested without a GPU.
  *
  * Nothing here changes a bit of a result: rows of a bucket beyond the pass's own are dead. */
-#ifndef RWKVSTS_CUDA_PLAN_H
-#define RWKVSTS_CUDA_PLAN_H
+#ifndef RWKVSTS_CUDA_PASS_SIZE_H
+#define RWKVSTS_CUDA_PASS_SIZE_H
 
 #include <stddef.h>
 
 /* Rows that keep every multiprocessor busy with whole tiles several times over, or as many as memory has room for. */
-static inline int plan_rows(size_t budget, size_t used, size_t bytes_per_row, int multiprocessors) {
+static inline int pass_rows(size_t budget, size_t used, size_t bytes_per_row, int multiprocessors) {
     const size_t per_multiprocessor = 64, least = 64, step = 128;
     size_t fit = budget > used ? (budget - used) / bytes_per_row : 0;
     size_t best = per_multiprocessor * (size_t)multiprocessors, rows = fit < best ? fit : best;
@@ -16,13 +16,13 @@ static inline int plan_rows(size_t budget, size_t used, size_t bytes_per_row, in
 }
 
 /* Rows that a recorded pass of T is sized for, at most `most`: few enough buckets that they are met again. */
-static inline int plan_bucket_rows(int T, int most) {
+static inline int bucket_rows(int T, int most) {
     int step = T <= 64 ? 8 : T <= 128 ? 16 : 64, up = (T + step - 1) / step * step;
     return up < most ? up : most;
 }
 
 /* Sequences likewise: the next power of two. */
-static inline int plan_bucket_sequences(int S, int most) {
+static inline int bucket_sequences(int S, int most) {
     int up = 1;
     while (up < S) up *= 2;
     return up < most ? up : most;

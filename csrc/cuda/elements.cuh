@@ -1,17 +1,12 @@
-/* Element types, tensor-core fragments and the few functions whose bits two kernels must share.
+/* Element types, and the functions of the equations whose bits two kernels must share.
  *
- * Every product here is one chain of mma.m16n8k16 in ascending k from zero: the order that makes a row's result
+ * Every product here is one chain of tensor-core products in ascending k from zero: the order that makes a row's result
  * independent of how many rows there are. Functions that appear in a fused and in a separate pass are written once,
  * with explicit roundings, so that the compiler cannot contract them differently. */
-#ifndef RWKVSTS_CUDA_MMA_CUH
-#define RWKVSTS_CUDA_MMA_CUH
+#ifndef RWKVSTS_CUDA_ELEMENTS_CUH
+#define RWKVSTS_CUDA_ELEMENTS_CUH
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
-
-typedef __nv_bfloat16 bf16;
-typedef __half half_t;
+#include "ptx.cuh"
 
 static __device__ __forceinline__ float to_float(float a) {
     return a;
@@ -33,6 +28,11 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float a) {
 /* Saturates: an infinity would turn a whole row into NaN one product later. */
 template <> __device__ __forceinline__ half_t from_float<half_t>(float a) {
     return __float2half_rn(fminf(fmaxf(a, -65504.0f), 65504.0f));
+}
+
+template <typename E> __device__ __forceinline__ uint32_t pack2(float low, float high) {
+    E e[2] = {from_float<E>(low), from_float<E>(high)};
+    return *reinterpret_cast<uint32_t *>(e);
 }
 
 /* Four neighbours in one access. */
@@ -63,18 +63,6 @@ template <typename E> __device__ __forceinline__ void store4(E *p, float4 a) {
 }
 
 /* ---- functions of the equations ---------------------------------------------------------------------------- */
-
-/* The hardware's own, 2 units in the last place; infinities and zeros come out as they should. */
-static __device__ __forceinline__ float exp2_fast(float a) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    return y;
-}
-static __device__ __forceinline__ float inverse_fast(float a) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    return y;
-}
 
 static constexpr float LOG2_E = 1.44269504f, LOG2_LOG2_E = 0.528766373f;
 
@@ -137,38 +125,6 @@ template <int COUNT> static __device__ __forceinline__ float sum_many(float a[CO
 #pragma unroll
     for (int d = 16 / COUNT; d; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
     return sum;
-}
-
-/* ---- fragments ----------------------------------------------------------------------------------------------- */
-
-/* c += a b: a holds rows lane/4 and +8, k pairs 2 (lane%4) and +8; b column lane/4, the same k; c columns 2 (lane%4). */
-template <typename E> __device__ __forceinline__ void mma16816(float c[4], const uint32_t a[4], const uint32_t b[2]);
-
-template <> __device__ __forceinline__ void mma16816<bf16>(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-template <> __device__ __forceinline__ void mma16816<half_t>(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else /* Turing multiplies eight k at a time */
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[2]), "r"(a[3]), "r"(b[1]));
-#endif
-}
-
-template <typename E> __device__ __forceinline__ uint32_t pack2(float low, float high) {
-    E e[2] = {from_float<E>(low), from_float<E>(high)};
-    return *reinterpret_cast<uint32_t *>(e);
 }
 
 #endif

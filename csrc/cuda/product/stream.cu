@@ -5,20 +5,16 @@
  * the time is that of reading the weights once and, from the second-level cache, the rows once a block: so rows that no
  * pass has are not read, and weights, which depend on no kernel, are asked for before the kernel in front has ended; what
  * has no room in the ring is called into the cache meanwhile. */
-#include "async.cuh"
-#include "cuda.h"
-#include "finish.cuh"
 #include "launch.cuh"
-#include "mma.cuh"
-
-#include <dlfcn.h>
+#include "product/epilogue.cuh"
+#include "product/tensor_map.h"
 
 enum { TOKENS = 64, ATOM = 64 /* inputs in a box */, ATOM_BYTES = 2 * ATOM, MULTIPLIERS = 128 };
 
 struct stream_args {
-    CUtensorMap w[MOST_FEW], in[MOST_FEW];
-    struct product p[MOST_FEW];
-    int first[MOST_FEW + 1]; /* block that a product begins at */
+    CUtensorMap w[MOST_PRODUCTS], in[MOST_PRODUCTS];
+    struct product p[MOST_PRODUCTS];
+    int first[MOST_PRODUCTS + 1]; /* block that a product begins at */
     int count, in_rows;      /* rows of a tile that are read */
     const int *T;
 };
@@ -34,41 +30,52 @@ template <int N_, int BOXES_, int STAGES_> struct stream_cut {
 
 /* Rows come first: a tile of fewer rows than the multiplication reads is followed by something. */
 template <typename Cut> struct stream_room {
-    unsigned char *in, *w;
-    uint64_t *w_full, *in_full, *empty;
-    __device__ __forceinline__ stream_room(unsigned char *shared) {
-        in = shared + (1024 - shared_address(shared) % 1024) % 1024;
-        w = in + Cut::STAGES * Cut::IN_BYTES;
-        w_full = (uint64_t *)(w + Cut::STAGES * Cut::W_BYTES);
-        in_full = w_full + Cut::STAGES;
-        empty = in_full + Cut::STAGES;
+    uint32_t rows, weights, barriers;
+    __device__ __forceinline__ stream_room(const unsigned char *shared)
+        : rows((shared_address(shared) + 1023) / 1024 * 1024), weights(rows + Cut::STAGES * Cut::IN_BYTES),
+          barriers(weights + Cut::STAGES * Cut::W_BYTES) {
+    }
+    __device__ __forceinline__ uint32_t in(int slot) const {
+        return rows + slot * Cut::IN_BYTES;
+    }
+    __device__ __forceinline__ uint32_t w(int slot) const {
+        return weights + slot * Cut::W_BYTES;
+    }
+    __device__ __forceinline__ uint32_t w_full(int slot) const {
+        return barriers + slot * 8;
+    }
+    __device__ __forceinline__ uint32_t in_full(int slot) const {
+        return barriers + (Cut::STAGES + slot) * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(int slot) const {
+        return barriers + (2 * Cut::STAGES + slot) * 8;
     }
 };
 
-/* Where in the ring a step lies, and the parity of its barriers. */
-template <typename Cut> struct stream_place {
+/* Where in the ring a step lies, and the phase of its barriers. */
+template <typename Cut> struct stream_turn {
     int slot = 0;
-    unsigned parity = 0;
+    unsigned phase = 0;
     __device__ __forceinline__ void next(void) {
-        if (++slot == Cut::STAGES) slot = 0, parity ^= 1;
+        if (++slot == Cut::STAGES) slot = 0, phase ^= 1;
     }
 };
 
 template <typename Cut>
 static __device__ __forceinline__ void stream_weight(const stream_room<Cut> &room, const CUtensorMap *map, int output,
                                                      int step, int slot) {
-    barrier_expect(&room.w_full[slot], Cut::W_BYTES);
-    copy_boxes(room.w + slot * Cut::W_BYTES, map, output, step * Cut::BOXES, &room.w_full[slot]);
+    barrier_expect(room.w_full(slot), Cut::W_BYTES);
+    copy_box(room.w(slot), map, 0, output, step * Cut::BOXES, room.w_full(slot));
 }
 
 template <typename Cut>
 static __device__ __forceinline__ void stream_weights(const stream_room<Cut> &room, const CUtensorMap *map, int output,
                                                       int steps) {
-    for (int s = Cut::STAGES; s < steps && !barrier_over(&room.in_full[0], 0); s++)
-        fetch_boxes(map, output, s * Cut::BOXES); /* until there are rows to multiply with */
-    stream_place<Cut> at;
+    for (int s = Cut::STAGES; s < steps && !barrier_over(room.in_full(0), 0); s++)
+        prefetch_box(map, 0, output, s * Cut::BOXES); /* until there are rows to multiply with */
+    stream_turn<Cut> at;
     for (int s = Cut::STAGES; s < steps; s++, at.next()) {
-        barrier_wait(&room.empty[at.slot], at.parity);
+        barrier_wait(room.empty(at.slot), at.phase);
         stream_weight<Cut>(room, map, output, s, at.slot);
     }
 }
@@ -76,38 +83,38 @@ static __device__ __forceinline__ void stream_weights(const stream_room<Cut> &ro
 template <typename Cut>
 static __device__ __forceinline__ void stream_rows(const stream_room<Cut> &room, const CUtensorMap *map, int row,
                                                    int rows, int steps) {
-    stream_place<Cut> at;
+    stream_turn<Cut> at;
     for (int s = 0; s < steps; s++, at.next()) {
-        if (s >= Cut::STAGES) barrier_wait(&room.empty[at.slot], at.parity ^ 1);
-        barrier_expect(&room.in_full[at.slot], rows * Cut::BOXES * ATOM_BYTES);
-        copy_boxes(room.in + at.slot * Cut::IN_BYTES, map, row, s * Cut::BOXES, &room.in_full[at.slot]);
+        if (s >= Cut::STAGES) barrier_wait(room.empty(at.slot), at.phase ^ 1);
+        barrier_expect(room.in_full(at.slot), rows * Cut::BOXES * ATOM_BYTES);
+        copy_box(room.in(at.slot), map, 0, row, s * Cut::BOXES, room.in_full(at.slot));
     }
 }
 
 /* Boxes past the end of k hold zeros. */
 template <typename Cut>
 static __device__ __forceinline__ void stream_multiply(float *sum, const stream_room<Cut> &room, int rows, int steps) {
-    stream_place<Cut> at;
+    stream_turn<Cut> at;
     int before = 0;
     for (int s = 0; s < steps; s++) {
-        uint64_t w = tile_descriptor(shared_address(room.w + at.slot * Cut::W_BYTES));
-        uint64_t in = tile_descriptor(shared_address(room.in + at.slot * Cut::IN_BYTES));
-        barrier_wait(&room.w_full[at.slot], at.parity);
-        barrier_wait(&room.in_full[at.slot], at.parity);
-        products_fence();
+        uint64_t w = tile_descriptor(room.w(at.slot));
+        uint64_t in = tile_descriptor(room.in(at.slot));
+        barrier_wait(room.w_full(at.slot), at.phase);
+        barrier_wait(room.in_full(at.slot), at.phase);
+        wgmma_fence();
 #pragma unroll
         for (int box = 0; box < Cut::BOXES; box++)
 #pragma unroll
             for (int k = 0; k < ATOM / 16; k++)
-                add_product64<Cut::N>(sum, in + (box * rows * ATOM_BYTES + k * 32) / 16,
-                                      w + (box * Cut::N * ATOM_BYTES + k * 32) / 16);
-        products_commit();
-        products_wait<1>();
-        if (s && threadIdx.x % 32 == 0) barrier_arrive(&room.empty[before]);
+                wgmma64<Cut::N>(sum, in + (box * rows * ATOM_BYTES + k * 32) / 16,
+                                w + (box * Cut::N * ATOM_BYTES + k * 32) / 16, false);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (s && threadIdx.x % 32 == 0) barrier_arrive(room.empty(before));
         before = at.slot;
         at.next();
     }
-    products_wait<0>();
+    wgmma_wait<0>();
 }
 
 #endif
@@ -124,9 +131,9 @@ static __global__ void __launch_bounds__(Cut::THREADS, 1) stream_product(const _
     int output = ((int)blockIdx.x - a.first[which]) * Cut::N, steps = (p.k / ATOM + Cut::BOXES - 1) / Cut::BOXES;
     if (threadIdx.x == MULTIPLIERS) {
         for (int i = 0; i < Cut::STAGES; i++) {
-            barrier_init(&room.w_full[i], 1);
-            barrier_init(&room.in_full[i], 1);
-            barrier_init(&room.empty[i], MULTIPLIERS / 32);
+            barrier_init(room.w_full(i), 1);
+            barrier_init(room.in_full(i), 1);
+            barrier_init(room.empty(i), MULTIPLIERS / 32);
         }
         barriers_publish();
         for (int s = 0; s < min(steps, Cut::STAGES); s++) stream_weight<Cut>(room, &a.w[which], output, s, s);
@@ -155,8 +162,7 @@ static __global__ void __launch_bounds__(Cut::THREADS, 1) stream_product(const _
         for (int n = 0; n < PAIRS; n += AHEAD) {
 #pragma unroll
             for (int i = n; i < n + AHEAD; i++)
-                finish<bf16, bf16>(p, row + i % 2 * 8, output + i / 2 * 8, T, sum[2 * i], sum[2 * i + 1], to[i - n],
-                                   1.0f);
+                finish<bf16, bf16>(p, row + i % 2 * 8, output + i / 2 * 8, T, sum[2 * i], sum[2 * i + 1], to[i - n]);
 #pragma unroll
             for (int i = n + AHEAD; i < min(n + 2 * AHEAD, PAIRS); i++)
                 to[i - n - AHEAD] = load_addends<bf16>(p, row + i % 2 * 8, output + i / 2 * 8, T);
@@ -167,63 +173,47 @@ static __global__ void __launch_bounds__(Cut::THREADS, 1) stream_product(const _
 
 /* ---- the host's side -------------------------------------------------------------------------------------------------- */
 
-void *stream_encoder(void) {
-    void *driver = dlopen("libcuda.so.1", RTLD_NOW); /* the runtime has it open */
-    return driver ? dlsym(driver, "cuTensorMapEncodeTiled") : NULL;
-}
-
 /* A matrix [rows, k] seen as [k / 64, rows, 64], in boxes of `boxes` by `box_rows`. */
-static bool encode_map(const struct device *dev, CUtensorMap *map, const void *p, int rows, int k, int box_rows,
-                       int boxes) {
-    cuuint64_t sizes[3] = {ATOM, (cuuint64_t)rows, (cuuint64_t)k / ATOM}, strides[2] = {(cuuint64_t)k * 2, ATOM_BYTES};
-    cuuint32_t box[3] = {ATOM, (cuuint32_t)box_rows, (cuuint32_t)boxes}, step[3] = {1, 1, 1};
-    return ((encoder)dev->encode)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void *>(p), sizes, strides, box,
-                                  step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+static bool encode(const struct device *dev, CUtensorMap *map, const void *p, int rows, int k, int box_rows, int boxes) {
+    const cuuint64_t sizes[] = {ATOM, (cuuint64_t)rows, (cuuint64_t)k / ATOM};
+    const cuuint64_t strides[] = {(cuuint64_t)k * 2, ATOM_BYTES};
+    const cuuint32_t box[] = {ATOM, (cuuint32_t)box_rows, (cuuint32_t)boxes};
+    return tensor_map_encode(dev->encode, map, p, 3, sizes, strides, box);
 }
 
-template <typename Cut>
-static cudaError_t launch_cut(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
-                              const struct product *p, int count) {
+template <typename Cut> static cudaError_t launch(const struct queue *q, const struct product *p, int count) {
     struct stream_args a = {};
     auto kernel = stream_product<Cut>;
     int blocks = 0;
     a.count = count;
-    a.T = T;
-    a.in_rows = grid_rows < TOKENS ? pieces(grid_rows, 8) * 8 : TOKENS;
+    a.T = q->T;
+    a.in_rows = q->rows < TOKENS ? pieces_of(q->rows, 8) * 8 : TOKENS;
     for (int i = 0; i < count; i++) {
         a.p[i] = p[i];
         a.first[i] = blocks;
-        blocks += pieces(p[i].n, Cut::N);
-        if (!encode_map(dev, &a.w[i], p[i].w, p[i].n, p[i].k, Cut::N, Cut::BOXES) ||
-            !encode_map(dev, &a.in[i], p[i].in, grid_rows, p[i].k, a.in_rows, Cut::BOXES))
+        blocks += pieces_of(p[i].n, Cut::N);
+        if (!encode(q->dev, &a.w[i], p[i].w, p[i].n, p[i].k, Cut::N, Cut::BOXES) ||
+            !encode(q->dev, &a.in[i], p[i].in, q->rows, p[i].k, a.in_rows, Cut::BOXES))
             return cudaErrorInvalidValue;
     }
     cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Cut::BYTES);
     if (status != cudaSuccess) return status;
-    return launch_early(early, stream, kernel, dim3((unsigned)blocks, (unsigned)pieces(grid_rows, TOKENS)),
+    return launch_early(q->early, q->stream, kernel, dim3((unsigned)blocks, (unsigned)pieces_of(q->rows, TOKENS)),
                         Cut::THREADS, Cut::BYTES, a);
 }
 
 static int blocks_of(const struct product *p, int count, int outputs) {
     int blocks = 0;
-    for (int i = 0; i < count; i++) blocks += pieces(p[i].n, outputs);
+    for (int i = 0; i < count; i++) blocks += pieces_of(p[i].n, outputs);
     return blocks;
 }
 
-bool stream_fits(const struct device *dev, const struct product *p, int count) {
-    bool fits = dev->encode != NULL;
-    for (int i = 0; i < count; i++) fits = fits && few_fits(dev, &p[i]);
-    return fits;
-}
-
 /* As few outputs a block as leave every block a processor of its own. */
-cudaError_t stream_run(const struct device *dev, cudaStream_t stream, bool early, const int *T, int grid_rows,
-                       const struct product *p, int count) {
-    auto launch = launch_cut<stream_cut<128, 1, 9>>;
-    if (blocks_of(p, count, 16) <= dev->sms) launch = launch_cut<stream_cut<16, 2, 10>>;
-    else if (blocks_of(p, count, 64) <= dev->sms) launch = launch_cut<stream_cut<64, 1, 13>>;
-    else if (blocks_of(p, count, 80) <= dev->sms) launch = launch_cut<stream_cut<80, 1, 11>>;
-    return launch(dev, stream, early, T, grid_rows, p, count);
+cudaError_t stream_run(const struct queue *q, const struct product *p, int count) {
+    int multiprocessors = q->dev->gpu.multiprocessors;
+    auto run = launch<stream_cut<128, 1, 9>>;
+    if (blocks_of(p, count, 16) <= multiprocessors) run = launch<stream_cut<16, 2, 10>>;
+    else if (blocks_of(p, count, 64) <= multiprocessors) run = launch<stream_cut<64, 1, 13>>;
+    else if (blocks_of(p, count, 80) <= multiprocessors) run = launch<stream_cut<80, 1, 11>>;
+    return run(q, p, count);
 }

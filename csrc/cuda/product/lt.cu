@@ -1,5 +1,5 @@
 /* Finding and calling cublasLt; see lt.h. */
-#include "lt.h"
+#include "product/lt.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -84,7 +84,7 @@ static void matmul_close(const struct lt *lt, struct matmul *m) {
     if (m->out) lt->layout_destroy(m->out);
 }
 
-static int matmul_open(const struct lt *lt, const struct plan *p, int rows, struct matmul *m) {
+static int matmul_open(const struct lt *lt, const struct lt_shape *p, int rows, struct matmul *m) {
     int transpose = OPERATION_T, status = lt->desc_create(&m->desc, COMPUTE_32F, TYPE_32F);
     uint64_t n = (uint64_t)p->n, k = (uint64_t)p->k, M = (uint64_t)rows;
     if (!status) status = lt->desc_set(m->desc, DESC_TRANSA, &transpose, sizeof transpose);
@@ -94,14 +94,14 @@ static int matmul_open(const struct lt *lt, const struct plan *p, int rows, stru
     return status;
 }
 
-enum status lt_candidates(const struct lt *lt, const struct plan *plan, int rows, struct lt_algorithm *out, int *count,
+enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out, int *count,
                           struct error *e) {
     struct matmul m = {NULL, NULL, NULL, NULL};
     struct heuristic_result results[CANDIDATES];
     void *preference = NULL;
     size_t workspace = 0;   /* no algorithm that needs one was faster */
     uint32_t reduction = 0; /* none: a split of k would be summed in an order of its own */
-    int found = 0, status = matmul_open(lt, plan, rows, &m);
+    int found = 0, status = matmul_open(lt, shape, rows, &m);
     memset(results, 0, sizeof results);
     if (!status) status = lt->preference_create(&preference);
     if (!status) status = lt->preference_set(preference, PREFERENCE_WORKSPACE, &workspace, sizeof workspace);
@@ -114,22 +114,22 @@ enum status lt_candidates(const struct lt *lt, const struct plan *plan, int rows
         return fail(e, DEVICE_FAILED,
                     "cublasLt has no algorithm for a product of %d outputs from %d inputs in %s "
                     "(status %d)",
-                    plan->n, plan->k, dtype_name(plan->in), status);
+                    shape->n, shape->k, dtype_name(shape->in), status);
     for (int i = 0; i < found; i++) out[i] = results[i].algorithm;
     *count = found;
     return OK;
 }
 
-enum status lt_run(const struct lt *lt, const struct plan *plan, const struct lt_algorithm *algorithm, int rows,
+enum status lt_run(const struct lt *lt, const struct lt_shape *shape, const struct lt_algorithm *algorithm, int rows,
                    const void *w, const void *in, void *out, cudaStream_t stream, struct error *e) {
     struct matmul m = {NULL, NULL, NULL, NULL};
-    int status = matmul_open(lt, plan, rows, &m);
+    int status = matmul_open(lt, shape, rows, &m);
     if (!status)
-        status = lt->matmul(lt->handle, m.desc, &plan->alpha, w, m.w, in, m.in, &plan->beta, out, m.out, out, m.out,
+        status = lt->matmul(lt->handle, m.desc, &shape->alpha, w, m.w, in, m.in, &shape->beta, out, m.out, out, m.out,
                             algorithm, NULL, 0, stream);
     matmul_close(lt, &m);
     return status
                ? fail(e, DEVICE_FAILED, "cublasLt failed with status %d in a product of %d rows, %d outputs, %d inputs",
-                      status, rows, plan->n, plan->k)
+                      status, rows, shape->n, shape->k)
                : OK;
 }

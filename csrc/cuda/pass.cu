@@ -1,0 +1,193 @@
+/* A pass: its numbers on their way to the device, recorded launches, pooled rows on their way home.
+ *
+ * The host never waits for the pass it has just queued: the numbers of a pass are staged twice over, and pooled rows leave
+ * on a stream of their own while the next pass runs; they are handed to the caller two passes later or by finish(). A pass
+ * of few rows is launched as one graph once its bucket has been seen before. */
+#include "pass_size.h"
+#include "worker.h"
+
+#include <string.h>
+
+/* ---- recorded passes ---------------------------------------------------------------------------------------------------- */
+
+static uint64_t hash_layers(const struct pass *p) {
+    uint64_t h = 14695981039346656037u;
+    for (int i = 0; i < p->columns; i++) h = (h ^ (uint64_t)(uint32_t)p->layers[i]) * 1099511628211u;
+    return h;
+}
+
+static struct shape bucket_of(const struct worker *w, const struct pass *p) {
+    struct shape shape;
+    memset(&shape, 0, sizeof shape); /* compared as bytes */
+    shape.T = bucket_rows(p->T, w->rows);
+    shape.S = bucket_sequences(p->S, w->sequences);
+    shape.top = p->top;
+    shape.columns = p->columns;
+    shape.pooling = p->pooling;
+    shape.layers = hash_layers(p);
+    return shape;
+}
+
+/* The record of that shape: found, or taken from the one that was not used for longest. */
+static struct record *record_of(struct worker *w, const struct shape *shape, bool *seen) {
+    struct record *oldest = &w->records[0];
+    *seen = false;
+    for (int i = 0; i < RECORDS; i++) {
+        struct record *r = &w->records[i];
+        if (r->used && !memcmp(&r->shape, shape, sizeof *shape)) {
+            *seen = true;
+            r->used = ++w->clock;
+            return r;
+        }
+        if (r->used < oldest->used) oldest = r;
+    }
+    if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
+    oldest->exec = NULL;
+    oldest->shape = *shape;
+    oldest->used = ++w->clock;
+    return oldest;
+}
+
+/* ---- a pass ---------------------------------------------------------------------------------------------------------------- */
+
+/* Hands the pooled rows of an earlier pass to the caller. */
+static enum status deliver(struct worker *w, struct flight *f, struct error *e) {
+    if (!f->bytes) return OK;
+    CUDA_TRY(w->dev, cudaEventSynchronize(f->done), "waiting for a pass", e);
+    memcpy(f->target, f->pinned, f->bytes);
+    f->bytes = 0;
+    return OK;
+}
+
+size_t number_bytes(int T, int S) {
+    return (HEAD_INTS + 3 * (size_t)T + 6 * (size_t)S + 1) * sizeof(int);
+}
+
+static void lay_out(struct worker *w) {
+    const int *at = w->numbers;
+    int T = w->grid.T, S = w->grid.S;
+    w->meta.head = at;
+    w->meta.ids = at += HEAD_INTS;
+    w->meta.prev = at += T;
+    w->meta.save = at += T;
+    w->meta.start = at += T;
+    w->meta.before = at += S + 1;
+    w->meta.total = at += S;
+    w->meta.skip = at += S;
+    w->meta.from = at += S;
+    w->meta.to = at += S;
+}
+
+static void fill_numbers(const struct worker *w, const struct pass *p, int *out) {
+    int T = w->grid.T, S = w->grid.S, *ids = out + HEAD_INTS, *prev = ids + T, *save = prev + T, *start = save + T;
+    int *before = start + S + 1, *total = before + S, *skip = total + S, *from = skip + S, *to = from + S;
+    size_t pieces_bytes = (size_t)p->S * sizeof(int);
+    out[0] = p->T;
+    out[1] = p->S;
+    out[2] = w->turn;
+    memcpy(ids, p->ids, (size_t)p->T * sizeof(int));
+    memcpy(start, p->start, pieces_bytes + sizeof(int));
+    memcpy(before, p->before, pieces_bytes);
+    memcpy(total, p->total, pieces_bytes);
+    memcpy(skip, p->skip, pieces_bytes);
+    memcpy(from, p->from, pieces_bytes);
+    memcpy(to, p->to, pieces_bytes);
+    for (int s = 0; s < p->S; s++) {
+        for (int t = p->start[s]; t < p->start[s + 1]; t++) {
+            prev[t] = t - 1;
+            save[t] = -1;
+        }
+        prev[p->start[s]] = p->from[s] < 0 ? NO_PAST : FROM_SLOT - p->from[s];
+        save[p->start[s + 1] - 1] = p->to[s];
+    }
+}
+
+static enum status stage(struct worker *w, const struct pass *p, struct error *e) {
+    struct flight *f = &w->flights[w->turn];
+    CUDA_TRY(w->dev, cudaEventSynchronize(f->read), "waiting for a pass", e);
+    lay_out(w);
+    fill_numbers(w, p, f->staged);
+    CUDA_TRY(w->dev,
+             cudaMemcpyAsync(w->numbers, f->staged, number_bytes(w->grid.T, w->grid.S), cudaMemcpyHostToDevice,
+                             w->stream),
+             "starting a pass", e);
+    return cuda_status(w->dev, cudaEventRecord(f->read, w->stream), "starting a pass", e);
+}
+
+enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, struct error *e) {
+    bool seen = false;
+    *replay = false;
+    TRY(device_usable(w->dev, e));
+    TRY(deliver(w, &w->flights[w->turn], e));
+    w->pass = *pass;
+    w->record = NULL;
+    w->grid.T = pass->T;
+    w->grid.S = pass->S;
+    w->pool_waits = true;
+    if (route_is_few(pass->T)) {
+        struct shape shape = bucket_of(w, pass);
+        w->grid.T = shape.T;
+        w->grid.S = shape.S;
+        w->record = record_of(w, &shape, &seen);
+    }
+    TRY(stage(w, pass, e));
+    if (!seen) {
+        w->record = NULL;
+        return OK;
+    }
+    /* A recorded pass cannot wait in its middle for the rows of the pass before: wait here. */
+    w->pool_waits = false;
+    if (w->flights[w->turn ^ 1].bytes)
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
+    *replay = w->record->exec != NULL;
+    if (*replay) return OK;
+    /* Relaxed: poll may run Python between blocks, and there another model's memory may be freed. */
+    CUDA_TRY(w->dev, cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed), "recording a pass", e);
+    w->capturing = true;
+    return OK;
+}
+
+/* Has the system lay memory under what a pass will be delivered to, while the device works: 33,000 pages of a large new
+ * array would keep the device waiting otherwise. What stands there stays as it is. */
+static void touch(float *target, size_t bytes) {
+    enum { PAGE = 4096 };
+    volatile char *p = (volatile char *)target;
+    for (size_t i = 0; i < bytes; i += PAGE) p[i] = p[i];
+}
+
+static enum status finish_recording(struct worker *w, struct error *e) {
+    cudaGraph_t graph = NULL;
+    w->capturing = false;
+    CUDA_TRY(w->dev, cudaStreamEndCapture(w->stream, &graph), "recording a pass", e);
+    cudaError_t status = cudaGraphInstantiate(&w->record->exec, graph, 0);
+    cudaGraphDestroy(graph);
+    if (status != cudaSuccess) w->record->exec = NULL;
+    return cuda_status(w->dev, status, "recording a pass", e);
+}
+
+enum status cuda_end(struct worker *w, struct error *e) {
+    struct flight *f = &w->flights[w->turn];
+    const struct pass *p = &w->pass;
+    if (w->capturing) TRY(finish_recording(w, e));
+    if (w->record) CUDA_TRY(w->dev, cudaGraphLaunch(w->record->exec, w->stream), "launching a recorded pass", e);
+    f->bytes = (size_t)p->finished * (size_t)p->columns * (size_t)w->dev->dims.C * sizeof(float);
+    f->target = p->pooled;
+    w->turn ^= 1;
+    if (!f->bytes) return OK;
+    cudaStream_t home = w->record ? w->stream : w->copies; /* few rows are sooner copied than another stream is told */
+    if (!w->record) {
+        CUDA_TRY(w->dev, cudaEventRecord(w->computed, w->stream), "ending a pass", e);
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->copies, w->computed, 0), "ending a pass", e);
+    }
+    CUDA_TRY(w->dev, cudaMemcpyAsync(f->pinned, w->pooled, f->bytes, cudaMemcpyDeviceToHost, home), "ending a pass", e);
+    CUDA_TRY(w->dev, cudaEventRecord(f->done, home), "ending a pass", e);
+    touch(f->target, f->bytes);
+    return OK;
+}
+
+enum status cuda_finish(struct worker *w, struct error *e) {
+    TRY(device_usable(w->dev, e));
+    TRY(deliver(w, &w->flights[w->turn], e)); /* the older, while the device works on the other */
+    TRY(deliver(w, &w->flights[w->turn ^ 1], e));
+    return cuda_status(w->dev, cudaStreamSynchronize(w->stream), "finishing", e);
+}
