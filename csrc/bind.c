@@ -4,6 +4,7 @@
  * [H, N, 1], by converter. */
 #include "model.h"
 
+#include <fenv.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,6 +96,21 @@ static enum status check_shape(const struct model *m, const struct tensor_spec *
     return OK;
 }
 
+static enum status check_info(const struct model *m, const struct tensor_info *t, struct error *e) {
+    struct weight *w = NULL;
+    const struct tensor_spec *spec = find_spec(m, t->name, &w);
+    struct array clean, a = {.ndim = t->ndim};
+    if (!spec) return OK;
+    if (t->ndim > 4) return fail(e, BAD_INPUT, "%s has %d dimensions: expected at most 4", t->name, t->ndim);
+    memcpy(a.shape, t->shape, sizeof a.shape);
+    return check_shape(m, spec, t->name, &a, &clean, e);
+}
+
+enum status model_check(const struct model *m, const struct tensor_info *tensors, size_t count, struct error *e) {
+    for (size_t i = 0; i < count; i++) TRY(check_info(m, &tensors[i], e));
+    return OK;
+}
+
 /* ---- tensors --------------------------------------------------------------------------------------------------- */
 
 enum status model_put(struct model *m, const char *name, const struct array *a, struct error *e) {
@@ -110,7 +126,11 @@ enum status model_put(struct model *m, const char *name, const struct array *a, 
     /* The mark is taken in one step: of two threads with the same tensor one is refused. */
     if (__atomic_exchange_n(&w->given, 1, __ATOMIC_ACQ_REL)) return fail(e, BAD_INPUT, "%s was given twice", name);
     struct weight packed = {0};
+    fenv_t callers; /* another library may have set another rounding */
+    fegetenv(&callers);
+    fesetenv(FE_DFL_ENV);
     enum status st = m->be->pack(m->dev, spec->role, &clean, &packed, e);
+    fesetenv(&callers);
     packed.given = st == OK;
     if (st == OK) *w = packed;
     else __atomic_store_n(&w->given, 0, __ATOMIC_RELEASE);

@@ -39,6 +39,8 @@ struct model {
 enum status model_open(const struct backend *be, const struct architecture *a, const struct dims *dims, int blocks,
                        const struct device_options *options, struct model **out, struct error *e);
 bool model_wants(const struct model *m, const char *name); /* the other tensors need not be read */
+/* Refuses the first tensor that is read and has another shape than the architecture says: before any is read. */
+enum status model_check(const struct model *m, const struct tensor_info *tensors, size_t count, struct error *e);
 /* Several threads may put tensors at a time. */
 enum status model_put(struct model *m, const char *name, const struct array *a, struct error *e);
 enum status model_seal(struct model *m, struct error *e); /* refuses while a tensor is missing, naming it */

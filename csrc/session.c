@@ -24,6 +24,7 @@ struct session {
     int32_t *numbers;    /* start, before, total, skip, from, to of the pass */
     struct given *given; /* [firsts] what lies in the slots of given states */
     int64_t passes;      /* of this request so far */
+    fenv_t callers;      /* rounding and subnormals outside the core */
 };
 
 /* A slot with one of the caller's states. */
@@ -132,6 +133,15 @@ static enum status pool(struct session *s, int layer, const struct norm *ln, str
     return OK;
 }
 
+/* The callback is the caller's code: it finds the caller's rounding, and may change it. */
+static enum status poll(struct session *s, const struct request *r, int64_t done, struct error *e) {
+    fesetenv(&s->callers);
+    enum status st = r->poll(r->user, done, e);
+    fegetenv(&s->callers);
+    fesetenv(FE_DFL_ENV);
+    return st;
+}
+
 static enum status run_blocks(struct session *s, const struct request *r, int64_t done, struct error *e) {
     struct model *m = s->m;
     struct step step = {.be = s->be, .w = s->w, .buffers = s->buffers, .x = s->x, .slots = &s->slots};
@@ -141,14 +151,14 @@ static enum status run_blocks(struct session *s, const struct request *r, int64_
         step.block = m->blocks + (size_t)i * m->architecture->block_bytes;
         TRY(m->architecture->forward(&step, e));
         TRY(pool(s, i, NULL, e));
-        TRY(r->poll(r->user, done, e));
+        TRY(poll(s, r, done, e));
     }
     return pool(s, m->dims.L, &(struct norm){&m->ln_out_weight, &m->ln_out_bias}, e); /* "final" */
 }
 
 static enum status run_pass(struct session *s, const struct request *r, int64_t done, struct error *e) {
     bool replay = false;
-    TRY(r->poll(r->user, done, e));
+    TRY(poll(s, r, done, e));
     TRY(s->be->begin(s->w, &s->pass, &replay, e));
     if (!replay) TRY(run_blocks(s, r, done, e));
     return s->be->end(s->w, e);
@@ -303,16 +313,15 @@ static enum status run_passes(struct session *s, const struct request *r, struct
         s->passes++;
     }
     TRY(s->be->finish(s->w, e));
-    return r->poll(r->user, done, e);
+    return poll(s, r, done, e);
 }
 
 /* Rounding and subnormals are the process's to set, and another library may have set them: here they are the default. */
 enum status session_run(struct session *s, const struct request *r, struct error *e) {
-    fenv_t callers;
     TRY(check_request(s, r, e));
-    fegetenv(&callers);
+    fegetenv(&s->callers);
     fesetenv(FE_DFL_ENV);
     enum status st = run_passes(s, r, e);
-    fesetenv(&callers);
+    fesetenv(&s->callers);
     return st;
 }

@@ -167,23 +167,34 @@ enum status tokenizer_open(const struct entry *entries, size_t count, struct tok
 
 /* ---- using ---- */
 
-size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids) {
+/* The longest entry at the start of the text; *read counts the bytes looked at. */
+static int32_t longest(const struct tokenizer *t, const uint8_t *text, size_t length, size_t *end, size_t *read) {
     const struct cell *cells = t->cells;
-    size_t n = 0, i = 0;
-    while (i < length) {
-        int32_t state = ROOT, id = 0;
-        size_t end = i;
-        for (size_t j = i; j < length; j++) {
-            int32_t next = cells[state].base + text[j];
-            if (cells[next].parent != state) break;
-            state = next;
-            if (cells[state].id) {
-                id = cells[state].id;
-                end = j + 1;
-            }
+    int32_t state = ROOT, id = 0;
+    size_t j = 0;
+    for (; j < length; j++) {
+        int32_t next = cells[state].base + text[j];
+        if (cells[next].parent != state) break;
+        state = next;
+        if (cells[state].id) {
+            id = cells[state].id;
+            *end = j + 1;
         }
-        ids[n++] = id; /* found: every single byte is an entry */
-        i = end;
+    }
+    *read += j;
+    return id; /* found: every single byte is an entry */
+}
+
+size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids,
+                        tokenizer_poll *go_on, void *user) {
+    enum { BETWEEN = 1 << 23 }; /* bytes looked at: some 10 milliseconds */
+    size_t n = 0, i = 0, read = 0, end = 0;
+    while (i < length) {
+        ids[n++] = longest(t, text + i, length - i, &end, &read);
+        i += end;
+        if (read < BETWEEN) continue;
+        read = 0;
+        if (!go_on(user)) return SIZE_MAX;
     }
     return n;
 }

@@ -20,8 +20,13 @@ struct entry { /* one vocabulary line; bytes belong to the caller and are copied
 enum status tokenizer_open(const struct entry *entries, size_t count, struct tokenizer **out, struct error *e);
 void tokenizer_close(struct tokenizer *t);
 
-/* Writes at most `length` ids (a token has at least one byte) and returns how many. */
-size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids);
+/* Asked now and then whether to go on; false stops. */
+typedef bool tokenizer_poll(void *user);
+
+/* Writes at most `length` ids (a token has at least one byte) and returns how many; SIZE_MAX if `go_on` stopped it. Time
+ * grows with the text's length times that of the vocabulary's longest entry. */
+size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids,
+                        tokenizer_poll *go_on, void *user);
 
 /* The bytes of an id; NULL for an id that is not in the vocabulary (length 0 and not NULL for id 0). */
 const uint8_t *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *length);

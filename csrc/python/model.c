@@ -19,22 +19,28 @@ static bool parse_tensor(PyObject *item, struct tensor_info *t) {
     return true;
 }
 
-static bool parse_dims(PyTypeObject *type, PyObject *tensors, Model *self) {
-    PyObject *tuple = PySequence_Tuple(tensors); /* of our own: it keeps the names alive */
-    if (!tuple) return false;
-    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
-    struct tensor_info *infos = PyMem_Calloc((size_t)n + 1, sizeof *infos);
-    bool fine = infos != NULL;
+/* The tensors that a checkpoint lists; the names are the tuple's. */
+struct listing {
+    PyObject *tuple;
+    struct tensor_info *infos;
+    size_t count;
+};
+
+static bool parse_listing(PyObject *tensors, struct listing *l) {
+    l->tuple = PySequence_Tuple(tensors); /* of our own: nobody can change it */
+    if (!l->tuple) return false;
+    l->count = (size_t)PyTuple_GET_SIZE(l->tuple);
+    l->infos = PyMem_Calloc(l->count + 1, sizeof *l->infos);
+    bool fine = l->infos != NULL;
     if (!fine) PyErr_NoMemory();
-    for (Py_ssize_t i = 0; fine && i < n; i++) fine = parse_tensor(PyTuple_GET_ITEM(tuple, i), &infos[i]);
-    struct error e;
-    if (fine && identify(infos, (size_t)n, &self->architecture, &self->dims, &e) != OK) {
-        raise_error(type, &e);
-        fine = false;
-    }
-    PyMem_Free(infos);
-    Py_DECREF(tuple);
+    for (size_t i = 0; fine && i < l->count; i++)
+        fine = parse_tensor(PyTuple_GET_ITEM(l->tuple, (Py_ssize_t)i), &l->infos[i]);
     return fine;
+}
+
+static void drop_listing(struct listing *l) {
+    PyMem_Free(l->infos);
+    Py_XDECREF(l->tuple);
 }
 
 static bool parse_dtype(const char *name, enum dtype *out) {
@@ -81,19 +87,21 @@ static PyObject *Model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!parse_dtype(dtype, &options.dtype)) return NULL;
     Model *self = (Model *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    if (!parse_dims(type, tensors, self)) goto failed;
-    self->blocks = blocks ? blocks : self->dims.L;
-    enum status st = DEVICE_FAILED;
-    Py_BEGIN_ALLOW_THREADS;
-    const struct backend *backend = cuda ? load_cuda(library, &e) : cpu_backend();
-    if (backend) st = model_open(backend, self->architecture, &self->dims, self->blocks, &options, &self->m, &e);
-    Py_END_ALLOW_THREADS;
-    if (st != OK) {
-        raise_error(type, &e);
-        goto failed;
+    struct listing l = {0};
+    bool parsed = parse_listing(tensors, &l);
+    enum status st = parsed ? identify(l.infos, l.count, &self->architecture, &self->dims, &e) : BAD_INPUT;
+    if (st == OK) {
+        self->blocks = blocks ? blocks : self->dims.L;
+        Py_BEGIN_ALLOW_THREADS;
+        const struct backend *backend = cuda ? load_cuda(library, &e) : cpu_backend();
+        st = DEVICE_FAILED;
+        if (backend) st = model_open(backend, self->architecture, &self->dims, self->blocks, &options, &self->m, &e);
+        if (st == OK) st = model_check(self->m, l.infos, l.count, &e);
+        Py_END_ALLOW_THREADS;
     }
-    return (PyObject *)self;
-failed:
+    drop_listing(&l);
+    if (st == OK) return (PyObject *)self;
+    if (parsed) raise_error(type, &e);
     Py_DECREF(self);
     return NULL;
 }

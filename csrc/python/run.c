@@ -17,12 +17,24 @@ struct call { /* what run() was given, checked */
     struct state first, last;
     PyArrayObject *given[3], *returned[3]; /* att_x, ffn_x, wkv of first and of last */
     PyArrayObject *copies[5];              /* of ids, start, layers, skip, origin */
-    int rows;
+    PyObject *held[8];                     /* weak references to arrays that must keep their memory */
+    int n_held, rows;
 };
 
 static void release(struct call *call) {
     for (int i = 0; i < 3; i++) Py_XDECREF(call->returned[i]);
     for (int i = 0; i < 5; i++) Py_XDECREF(call->copies[i]);
+    for (int i = 0; i < call->n_held; i++) Py_DECREF(call->held[i]);
+}
+
+/* Keeps an array's memory where it is while the GIL is released: NumPy does not resize an array in place that somebody
+ * holds a weak reference to, not even with refcheck=False. A view has its memory from its base. */
+static bool hold(struct call *call, PyArrayObject *a) {
+    PyObject *base = PyArray_BASE(a);
+    PyObject *owner = base && PyArray_Check(base) ? base : (PyObject *)a;
+    if (!(call->held[call->n_held] = PyWeakref_NewRef(owner, NULL))) return false;
+    call->n_held++;
+    return true;
 }
 
 /* The data of a copy of a one-dimensional array of `n` elements (-1: any), or NULL with an exception. */
@@ -77,7 +89,7 @@ static bool parse_first(PyObject *first, const Model *self, struct call *call) {
     if (!PyArg_ParseTuple(first, "OOO;a state is (att_x, ffn_x, wkv)", &o[0], &o[1], &o[2])) return false;
     for (int i = 0; i < 3; i++) {
         PyArrayObject *a = as_array(o[i], NPY_FLOAT32, -1, names[i]);
-        if (!a || !parse_given(self, a, i, names[i], &call->request.firsts)) return false;
+        if (!a || !parse_given(self, a, i, names[i], &call->request.firsts) || !hold(call, a)) return false;
         *data[i] = PyArray_DATA(a);
         call->given[i] = a;
     }
@@ -121,7 +133,7 @@ static bool parse_out(PyObject *o, const Model *self, struct call *call) {
             return false;
         }
     r->out = PyArray_DATA(out);
-    return true;
+    return hold(call, out);
 }
 
 static bool parse_sequences(PyObject *ids, PyObject *start, PyObject *layers, int pooling, struct call *call) {
@@ -166,6 +178,7 @@ struct poll {
     PyThreadState *thread;
     PyObject *progress;
     struct timespec next;
+    long pid;
 };
 
 /* Between blocks: a signal's handler, Ctrl-C above all, and the caller's progress. Twenty times a second is enough, and
@@ -184,6 +197,11 @@ static enum status poll(void *user, int64_t done, struct error *e) {
         PyObject *result = PyObject_CallFunction(p->progress, "L", (long long)done);
         raised = !result;
         Py_XDECREF(result);
+    }
+    if (!raised && p->pid != (long)getpid()) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this process was forked inside a callback of encode: the call goes on in the parent alone");
+        raised = true;
     }
     p->thread = PyEval_SaveThread();
     return raised ? fail(e, INTERRUPTED, "interrupted") : OK;
@@ -237,8 +255,10 @@ static enum status take_session(Model *self, struct kept *k, struct error *e) {
     return st;
 }
 
-/* A session that failed may be inside a pass and is not used again. */
+/* A session that failed may be inside a pass and is not used again. In a child that was forked during the call its
+ * threads are gone, and closing would wait for them: it lies there. */
 static void give_session(Model *self, const struct kept *k, bool sound) {
+    if (k->pid != (long)getpid()) return;
     if (sound && self->n_idle < KEPT) self->idle[self->n_idle++] = *k;
     else session_close(k->session);
 }
@@ -269,6 +289,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     if (st == OK) {
         call.request.poll = poll;
         call.request.user = &p;
+        p.pid = k.pid;
         p.thread = PyEval_SaveThread();
         st = session_run(k.session, r, &e);
         PyEval_RestoreThread(p.thread);
