@@ -1,4 +1,4 @@
-"""The commands: what `rwkvsts study | report | embed | mteb | info` have in common.
+"""The commands: what `rwkvsts study | report | embed | serve | mteb | info` have in common.
 
 Promises that inputs and the output folder are checked before anything is computed; that an error
 is one line on stderr, with status 2 for a wrong command line and 1 for all else (130 for Ctrl-C,
@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 
 from .. import __version__
 from ..progress import say
-from . import embed, info, mteb, study
+from . import embed, info, mteb, serve, study
 
 
 class _Stopped(KeyboardInterrupt):
@@ -123,13 +123,16 @@ def _drop(stream: IO[str] | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkvsts", description="RWKV-6 sentence embeddings and their study.")
     parser.add_argument("--version", action="version", version=f"rwkvsts {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="study | report | embed | mteb | info")
+    commands = parser.add_subparsers(
+        required=True, metavar="study | report | embed | serve | mteb | info"
+    )
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
     study.add_options(commands.add_parser("study", parents=[common], help="run the experiment"))
     merging = commands.add_parser("report", parents=[common], help="one table of several runs")
     study.add_report_options(merging)
     embed.add_options(commands.add_parser("embed", parents=[common], help="embed files of texts"))
+    serve.add_options(commands.add_parser("serve", parents=[common], help="an HTTP endpoint"))
     mteb.add_options(commands.add_parser("mteb", parents=[common], help="run MTEB tasks"))
     info.add_options(commands.add_parser("info", parents=[common], help="versions, devices, sizes"))
     return parser

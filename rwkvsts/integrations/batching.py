@@ -1,0 +1,115 @@
+"""Requests that arrive together share a pass.
+
+While one pass runs, what arrives waits; all that waits, up to a number of tokens, makes the next.
+No request waits for others to come, and none gets other bits for the company it had: that a text's
+embedding depends on that text alone is the model's promise.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+Encode = Callable[[list[Any]], Rows]  # texts, or lists of token ids, to [S, C]
+
+
+class Busy(Exception):
+    """As many requests wait as may."""
+
+
+@dataclass
+class _Job:
+    kind: str  # "texts" or "ids": each kind has its own way into the model
+    items: Sequence[Any]
+    tokens: int
+    rows: Future[Rows] = field(default_factory=Future)
+
+
+class Batcher:
+    """A thread that embeds what is submitted, in the order in which it came.
+
+    Parameters
+    ----------
+    encode : by kind of item, what embeds a list of them
+    most_tokens : of a pass, unless one request alone has more
+    most_waiting : requests that may wait
+    """
+
+    def __init__(
+        self, encode: dict[str, Encode], most_tokens: int = 16384, most_waiting: int = 128
+    ) -> None:
+        self._encode, self._most_tokens, self._most_waiting = encode, most_tokens, most_waiting
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self.passes = 0
+        self._thread = threading.Thread(target=self._work, name="rwkvsts passes", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._jobs)
+
+    def submit(self, kind: str, items: Sequence[Any], tokens: int) -> Future[Rows]:
+        """Embed the items, which hold so many tokens; the future gives float32 [S, C].
+
+        Raises
+        ------
+        Busy : too many requests wait, or the batcher is closed
+        """
+        job = _Job(kind, items, tokens)
+        with self._changed:
+            if self._closing or len(self._jobs) >= self._most_waiting:
+                raise Busy
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.rows
+
+    def close(self) -> None:
+        """Take no more, and return when all that was taken is done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            for kind in self._encode:
+                self._run([job for job in jobs if job.kind == kind])
+
+    def _next(self) -> list[_Job]:
+        """The requests of the next pass; none when the batcher is closed and empty."""
+        with self._changed:
+            while not self._jobs and not self._closing:
+                self._changed.wait()
+            taken: list[_Job] = []
+            tokens = 0
+            while self._jobs and (not taken or tokens + self._jobs[0].tokens <= self._most_tokens):
+                taken.append(self._jobs.popleft())
+                tokens += taken[-1].tokens
+            return taken
+
+    def _run(self, jobs: list[_Job]) -> None:
+        jobs = [job for job in jobs if job.rows.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        try:
+            rows = self._encode[jobs[0].kind]([item for job in jobs for item in job.items])
+            self.passes += 1
+        except BaseException as error:
+            for job in jobs:
+                job.rows.set_exception(error)
+            return
+        first = 0
+        for job in jobs:
+            job.rows.set_result(rows[first : first + len(job.items)])
+            first += len(job.items)
