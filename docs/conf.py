@@ -22,6 +22,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+# The pages build without the extras: what the integrations derive from is left blank.
+autodoc_mock_imports = ["langchain_core", "mteb", "sentence_transformers", "sklearn", "torch"]
 
 # Anchors of code hosts are made by scripts; a badge's target needs a signed-in browser.
 linkcheck_anchors = False

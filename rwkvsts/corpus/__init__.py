@@ -1,4 +1,4 @@
-"""Embedding a corpus: files of texts in, shards of embeddings out, whatever happens on the way.
+"""Embedding a corpus: files of texts in, shards of embeddings out, whatever happens on the way::
 
     sources = corpus.find(["docs/*.jsonl.gz"])
     found = corpus.survey(sources, corpus.Columns("body", id="id"), on_empty="skip")
