@@ -79,7 +79,6 @@ def norms(found: dict[tuple[str, int], NDArray[np.float64]], path: Path) -> None
             shade = 0.15 + 0.85 * layer / max(len(blocks) - 1, 1)
             label = f"after block {layer}" if layer in (0, len(blocks) - 1) else None
             panel.plot(row, color=COLOURS[mixer], alpha=shade, lw=1.2, label=label)
-        panel.set_yscale("log")
         panel.set_xticks(range(0, mean.shape[1], 3))
         panel.set_title(mixer, fontsize=9)
         panel.set_xlabel("position of the token", fontsize=8)
