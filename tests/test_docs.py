@@ -29,7 +29,7 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md", "docs/ARCHITECTURE.md"])
 def test_named_source_files_exist(name: str) -> None:
     """`session.c` is some file of that name, `cpu/backend.c` one that ends so."""
     held = [f"/{path.relative_to(ROOT)}" for d in FOLDERS for path in (ROOT / d).rglob("*.*")]
