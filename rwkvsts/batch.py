@@ -11,47 +11,77 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .embedder import check_range
+from .embedder import Prompt, check_range
 from .progress import bar
 from .tokenizer import Tokenizer
 
-Batch = tuple[NDArray[np.int32], NDArray[np.int64]]  # ids [T], start [S+1]
+
+class Batch(NamedTuple):
+    """Sequences of token ids, packed; S sequences, T tokens.
+
+    skip : how many first tokens of each sequence are read but not pooled; None for none
+    """
+
+    ids: NDArray[np.int32]  # [T]
+    start: NDArray[np.int64]  # [S+1]
+    skip: NDArray[np.int32] | None = None  # [S]
+
+
 Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them
 QUIET = 20_000  # tokens: what takes but a moment shows no bar
+NO_PROMPT = Prompt()
 
 
-def from_texts(tokenizer: Tokenizer, max_length: int | None, suffix: str) -> Prepare:
-    """Texts to ids: each cut to max_length tokens, then followed by the suffix's."""
+def from_texts(
+    tokenizer: Tokenizer,
+    max_length: int | None = None,
+    prompt: Prompt = NO_PROMPT,
+    skip_first: bool = False,
+    name: str = "texts",
+) -> Prepare:
+    """Texts to ids: each cut to max_length tokens, and read as often as the prompt has it.
+
+    The prompt's `before` is not put there: a state stands for it. What comes before the last
+    reading of a text is skipped; so is the first token where `skip_first` asks for it.
+    """
     _check_length(max_length)
-    ending = np.array(tokenizer.encode(suffix) if suffix else [], np.int32)
+    *between, after = (
+        np.array(tokenizer.encode(piece) if piece else [], np.int32)
+        for piece in (*prompt.between, prompt.after)
+    )
 
     def prepare(texts: Sequence[Any], first: int) -> Batch:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{first + i}] is {type(text).__name__}: expected str")
+                raise TypeError(f"{name}[{first + i}] is {type(text).__name__}: expected str")
         try:
             encoded = tokenizer.encode_many(texts)
         except ValueError:
             for i, text in enumerate(texts):
                 _check_utf8(text, first + i)
             raise
-        ids, start = _not_empty(*encoded, "texts", first)
-        if max_length is None and not len(ending):
-            return ids, start
-        pieces = [np.append(ids[a:b][:max_length], ending) for a, b in pairwise(start)]
-        return join(pieces)
+        ids, start = _not_empty(*encoded, name, first)
+        if max_length is None and not between and not len(after):
+            return _skipping(Batch(ids, start), int(skip_first), name, first)
+        cut = [ids[a:b][:max_length] for a, b in pairwise(start)]
+        earlier = [[part for piece in between for part in (text, piece)] for text in cut]
+        joined = [
+            np.concatenate([*read, text, after]) for read, text in zip(earlier, cut, strict=True)
+        ]
+        skip = np.array([sum(map(len, read)) for read in earlier], np.int32)
+        return _skipping(Batch(*join(joined), skip), int(skip_first), name, first)
 
     return prepare
 
 
-def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
+def from_ids(n_vocab: int, max_length: int | None = None, skip_first: bool = False) -> Prepare:
     """Lists of token ids below n_vocab, each cut to max_length."""
     _check_length(max_length)
 
@@ -65,11 +95,18 @@ def from_ids(n_vocab: int, max_length: int | None = None) -> Prepare:
         joined, start = join(pieces)
         if not _within(joined, n_vocab):  # at once: one by one, a GPU would wait
             i, piece = next((i, p) for i, p in enumerate(pieces) if not _within(p, n_vocab))
-            found = f"{piece.min()} .. {piece.max()}"
-            raise ValueError(f"ids[{first + i}] holds {found}: expected 0 .. {n_vocab - 1}")
-        return _not_empty(joined.astype(np.int32, copy=False), start, "ids", first)
+            bounds = f"{piece.min()} .. {piece.max()}"
+            raise ValueError(f"ids[{first + i}] holds {bounds}: expected 0 .. {n_vocab - 1}")
+        found = _not_empty(joined.astype(np.int32, copy=False), start, "ids", first)
+        return _skipping(Batch(*found), int(skip_first), "ids", first)
 
     return prepare
+
+
+def repeated(start: NDArray[np.int64], times: int) -> NDArray[np.int64]:
+    """Where sequences begin if all of them come so many times, one round after the other."""
+    rounds = np.arange(times)[:, None] * start[-1] + start[:-1]
+    return np.append(rounds.ravel(), times * start[-1])
 
 
 def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]:
@@ -172,9 +209,30 @@ def join(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return np.concatenate(pieces), start
 
 
-def _not_empty(ids: NDArray[np.int32], start: NDArray[np.int64], name: str, first: int) -> Batch:
+def _not_empty(
+    ids: NDArray[np.int32], start: NDArray[np.int64], name: str, first: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     empty = np.flatnonzero(np.diff(start) == 0)
     if len(empty):
         where = f"{name}[{first + empty[0]}]"
         raise ValueError(f"{where} is empty: it has no token to pool. Leave it out.")
     return ids, start
+
+
+def _skipping(batch: Batch, least: int, name: str, first: int) -> Batch:
+    """The batch with at least so many first tokens of each sequence not pooled."""
+    lengths = np.diff(batch.start)
+    skip = np.zeros(len(lengths), np.int32) if batch.skip is None else batch.skip
+    skip = np.maximum(skip, least).astype(np.int32)
+    check_left(skip, lengths, name, first)
+    return batch._replace(skip=skip if skip.any() else None)
+
+
+def check_left(skip: NDArray[Any], lengths: NDArray[Any], name: str, first: int) -> None:
+    """ValueError for a sequence of which nothing is left to pool."""
+    if (skip >= lengths).any():
+        where = f"{name}[{first + int(np.argmax(skip >= lengths))}]"
+        raise ValueError(
+            f"{where} has one token: without its first none is left to pool. Leave it out, or pool "
+            "with skip_first=False"
+        )

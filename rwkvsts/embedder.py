@@ -69,6 +69,8 @@ class Embedder(Protocol):
         normalize: bool = False,
         show_progress: bool | None = None,
         out: FloatArray | None = None,
+        *,
+        skip_first: bool = False,
     ) -> FloatArray:
         """float32 [S, len(layers), C]; no first axis for one str, no second for one layer."""
         ...

@@ -105,6 +105,7 @@ class EmbeddingRWKV(RWKV7):
         out: FloatArray | None = None,
         *,
         state: State | None = None,
+        skip_first: bool = False,
         recipe: str = "once",
     ) -> FloatArray:
         """Embed texts with a head.
@@ -119,6 +120,7 @@ class EmbeddingRWKV(RWKV7):
             text\\nQuery: " before texts for "sts", and before queries but not documents
         max_length : tokens after which prompt and text are cut
         batch_tokens, normalize, show_progress, out, state : as for every model
+        skip_first : refused, because ends of sentence alone are pooled
         recipe : "once", as the models' README has it: the text, then one end of sentence.
             "evaluation", as their evaluation has it: a text below 512 tokens four times, a longer
             one in four parts for each 2048 tokens, an end of sentence after each; 2.5 times the
@@ -136,13 +138,14 @@ class EmbeddingRWKV(RWKV7):
         """
         if recipe not in RECIPES:
             raise ValueError(f"recipe={recipe!r}: expected one of {', '.join(RECIPES)}")
+        _refuse(skip_first)
         request = self._request(layers, pooling, normalize, out)
-        tokenize = batch.from_texts(self._need_tokenizer(), max_length, "")
+        tokenize = batch.from_texts(self._need_tokenizer(), max_length)
         pieces = Prompt.of(prompt)
         listed, axes = as_list(texts)
 
         def prepare(items: Sequence[Any], first: int) -> batch.Batch:
-            ids, start = tokenize([_prompted(text, pieces) for text in items], first)
+            ids, start, _ = tokenize([_prompted(text, pieces) for text in items], first)
             return _ended(ids, start) if recipe == "once" else _read_for_evaluation(ids, start)
 
         return self._encode(
@@ -161,8 +164,10 @@ class EmbeddingRWKV(RWKV7):
         out: FloatArray | None = None,
         *,
         state: State | None = None,
+        skip_first: bool = False,
     ) -> FloatArray:
         """`encode` from token ids that hold the ends of sentence, 65535, at least one a list."""
+        _refuse(skip_first)
         request = self._request(layers, pooling, normalize, out)
         prepare = batch.from_ids(self.config.n_vocab, max_length)
         listed = listed_items("ids", ids)
@@ -194,10 +199,10 @@ class EmbeddingRWKV(RWKV7):
         final = len(super().layers) - 1
         streams = np.array([min(column, final) for column in request.columns], np.int32)
         with batch.Bar(len(items), how.show_progress) as bar:
-            for first, (ids, start) in batch.ahead(items, prepare):
+            for first, (ids, start, _) in batch.ahead(items, prepare):
                 part = rows[first : first + len(start) - 1]
                 bar.expect(first, len(ids))
-                self._run(ids, start, streams, part, how, bar, first)
+                self._read(ids, start, streams, part, how, bar, first)
                 for column, name in enumerate(names):
                     if name in self._heads:
                         part[:, column] = self._heads[name].apply(part[:, column].copy())
@@ -206,7 +211,7 @@ class EmbeddingRWKV(RWKV7):
                 request.finish(part)
         return result
 
-    def _run(
+    def _read(
         self,
         ids: NDArray[np.int32],
         start: NDArray[np.int64],
@@ -241,6 +246,11 @@ class EmbeddingRWKV(RWKV7):
             out /= counts[:, None, None].astype(np.float32)
 
 
+def _refuse(skip_first: bool) -> None:
+    if skip_first:
+        raise ValueError("skip_first: this model pools the ends of sentence, and no first token")
+
+
 def _heads(tensors: Mapping[str, FloatArray], C: int, source: str) -> dict[Layer, Head]:
     """The heads of a checkpoint, by task."""
     leaves = {"fc1.weight": (C, C), "fc2.weight": (C, C), "norm.weight": (C,), "norm.bias": (C,)}
@@ -269,11 +279,12 @@ def _prompted(text: Any, prompt: Prompt) -> Any:
 
 def _ended(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
     """An end of sentence after each text."""
-    return np.insert(ids, start[1:], EOS).astype(np.int32), start + np.arange(len(start))
+    ended = np.insert(ids, start[1:], EOS).astype(np.int32)
+    return batch.Batch(ended, start + np.arange(len(start)))
 
 
 def _read_for_evaluation(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
-    return batch.join([_readings(ids[a:b][:LONGEST]) for a, b in pairwise(start)])
+    return batch.Batch(*batch.join([_readings(ids[a:b][:LONGEST]) for a, b in pairwise(start)]))
 
 
 def _readings(ids: NDArray[np.int32]) -> NDArray[np.int32]:

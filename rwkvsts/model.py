@@ -8,16 +8,16 @@ one model may be used by several threads at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import batch
 from .embedder import (
-    PLACE,
     POOLING,
     FloatArray,
     Layer,
@@ -31,6 +31,7 @@ from .embedder import (
 )
 from .errors import CheckpointError
 from .opening import Opened, Options, open_model
+from .states import AT_A_TIME, State, state_bytes, vectors
 from .tokenizer import Tokenizer
 
 __all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "RWKV7", "Config", "Layer", "Layers"]
@@ -52,20 +53,6 @@ class Config:
     head_size: int
     n_ffn: int
     n_vocab: int
-
-
-class State(NamedTuple):
-    """The past of one sequence, float32; C embedding, H heads, N head size, L blocks loaded.
-
-    The two last axes of wkv are (key, value) in RWKV-6, (value, key) in RWKV-7, as in their papers.
-    """
-
-    att_x: FloatArray  # [L, C]
-    ffn_x: FloatArray  # [L, C]
-    wkv: FloatArray  # [L, H, N, N]
-
-    def __repr__(self) -> str:  # a tuple's own would be pages of numbers
-        return f"<State {', '.join(f'{n} {np.shape(a)}' for n, a in self._asdict().items())}>"
 
 
 class RWKV:
@@ -226,6 +213,7 @@ class RWKV:
         out: FloatArray | None = None,
         *,
         state: State | None = None,
+        skip_first: bool = False,
     ) -> FloatArray:
         """Embed texts: the residual stream after the layers asked for, pooled over each text.
 
@@ -238,13 +226,17 @@ class RWKV:
             text says to what comes next; `model.layers` names them all
         pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
         prompt : put before each text, or around it where it holds "{text}". What comes before the
-            text is run once for all, and is not pooled; what comes after it is
+            text is run once for all, and is not pooled; what comes after it is. With "{text}" twice
+            the text is read again (echo), and the last reading alone is pooled
         max_length : tokens after which a text is cut
         batch_tokens : tokens of a pass; changes memory and speed, never a bit of the result
         normalize : scale every row to length 1
         show_progress : default: on a terminal, where it takes long
         out : C-contiguous float32 array of the result's shape to write into, perhaps a memmap
         state : of `state`, that every text starts from
+        skip_first : leave the first token of the sequence out of the pooling. It has no past, which
+            a mean over few tokens shows; with a state or a prompt's prefix the sequence began
+            earlier, and this changes nothing
 
         Returns
         -------
@@ -252,18 +244,12 @@ class RWKV:
 
         Raises
         ------
-        ValueError : an argument is wrong, or a text is empty
+        ValueError : an argument is wrong, or a text is empty or has no token left to pool
         MemoryError : the device has too little memory: fewer batch_tokens need less
         """
-        tokenizer = self._need_tokenizer()
-        pieces = Prompt.of(prompt)
-        if pieces.between:
-            raise ValueError(f"prompt holds {PLACE} more than once: this model reads a text once")
-        if pieces.before:
-            state = self.state(pieces.before, state)
         request = self._request(layers, pooling, normalize, out)
-        prepare = batch.from_texts(tokenizer, max_length, pieces.after)
         listed, axes = as_list(texts)
+        prepare, state = self._reading(prompt, max_length, state, skip_first)
         how = Pass(state, batch_tokens, show_progress)
         return self._encode(listed, axes, prepare, request, how)
 
@@ -279,10 +265,12 @@ class RWKV:
         out: FloatArray | None = None,
         *,
         state: State | None = None,
+        skip_first: bool = False,
     ) -> FloatArray:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
         request = self._request(layers, pooling, normalize, out)
-        prepare = batch.from_ids(self.config.n_vocab, max_length)
+        skips = skip_first and state is None
+        prepare = batch.from_ids(self.config.n_vocab, max_length, skips)
         listed = listed_items("ids", ids)
         how = Pass(state, batch_tokens, show_progress)
         return self._encode(listed, (len(listed),), prepare, request, how)
@@ -291,11 +279,163 @@ class RWKV:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
-        ids, start = batch.from_ids(self.config.n_vocab)([prefix], 0)
-        none = np.empty(0, np.int32)
-        last = self._core.run(ids, start, none, 0, None, state, True, 0, None)
+        read = batch.from_ids(self.config.n_vocab)([prefix], 0)
+        return State(*(array[0] for array in self._states(read, Pass(state))))
+
+    def branch(
+        self,
+        texts: str | Sequence[str],
+        suffixes: Sequence[str],
+        layers: Layers | None = None,
+        pooling: str = "last",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+        *,
+        state: State | None = None,
+    ) -> FloatArray:
+        """Read each text once, then every suffix from the text's own state; pool the suffixes.
+
+        For prompts that end in several ways, as MetaEOL's do: eight endings cost one reading of the
+        text and eight of some ten tokens. Arguments are those of `encode`; the bits are those of
+        reading text and suffix in one, on CUDA in bfloat16 those of a state continued.
+
+        Parameters
+        ----------
+        suffixes : what follows each text and the rest of the prompt; tokenized each for itself
+
+        Returns
+        -------
+        float32 [S, len(suffixes), len(layers), C]; without the first axis for one str, the third
+        for one layer
+
+        Examples
+        --------
+        >>> import rwkvsts
+        >>> m = rwkvsts.load("demo", device="cpu")
+        >>> endings = [" In one word:", " Its topic is"]
+        >>> m.branch(["Rates rose.", "It rained."], endings, prompt='"{text}"').shape
+        (2, 2, 192)
+        """
+        request = self._request(layers, pooling, normalize, out)
+        listed, axes = as_list(texts)
+        prepare, state = self._reading(prompt, max_length, state)
+        endings = listed_items("suffixes", suffixes)
+        if not endings:
+            raise ValueError("suffixes is empty: name at least one")
+        ends = batch.from_texts(self._need_tokenizer(), name="suffixes")(endings, 0)
+        K = len(endings)
+        result, rows = request.result((*axes, K), self.width)
+        how = Pass(state, batch_tokens, show_progress)
+        for first, states in self._states_of(listed, prepare, how):
+            n = len(states.wkv)
+            each = batch.Batch(np.tile(ends.ids, n), batch.repeated(ends.start, n))
+            part = rows[first * K : (first + n) * K]
+            own = Pass(states, batch_tokens, origin=np.repeat(np.arange(n), K))
+            self._run(each, request, part, own)
+            request.finish(part)
+        return result
+
+    def encode_states(
+        self,
+        texts: str | Sequence[str],
+        layers: Layers | None = None,
+        width: int | None = 1024,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+        *,
+        state: State | None = None,
+    ) -> FloatArray:
+        """Embed each text by what the model remembers of it: the blocks' states after its end.
+
+        Each head's matrix is scaled to length 1, see `rwkvsts.states.vectors`. Arguments are those
+        of `encode`, except that a layer is a block, and "final" has no state.
+
+        Parameters
+        ----------
+        width : numbers a vector, a projection; None for all H N N
+
+        Returns
+        -------
+        float32 [S, len(layers), width]; no first axis for one str, no second for one layer
+        """
+        request = self._request(layers, "last", normalize, out)
+        if self.n_blocks in request.columns:
+            raise ValueError(f'layer "final" has no state: name blocks 0 .. {self.n_blocks - 1}')
+        check_range("width", width, 1, self.width * self.config.head_size)
+        listed, axes = as_list(texts)
+        prepare, state = self._reading(prompt, max_length, state)
+        result, rows = request.result(axes, width or self.width * self.config.head_size)
+        how = Pass(state, batch_tokens, show_progress)
+        for first, states in self._states_of(listed, prepare, how):
+            part = rows[first : first + len(states.wkv)]
+            part[:] = vectors(states.wkv[:, list(request.columns)], width)
+            request.finish(part)
+        return result
+
+    def norms(
+        self, texts: str | Sequence[str], layers: Layers | None = None, positions: int = 16
+    ) -> FloatArray:
+        """Lengths of the stream at the first tokens: float32 [S, len(layers), positions].
+
+        NaN beyond a text's end. A softmax-attention model's first token stands out here.
+        """
+        check_range("positions", positions, 1, MOST_ROWS)
+        listed, _ = as_list(texts)
+        columns = [self.layers[i] for i in self._request(layers, "last").columns]
+        read = batch.from_texts(self._need_tokenizer(), positions)(listed, 0)
+        lengths = np.diff(read.start)
+        beginnings = [
+            read.ids[a : a + t + 1].tolist()
+            for a, length in zip(read.start, lengths, strict=False)
+            for t in range(length)
+        ]
+        streams = self.encode_ids(beginnings, columns, "last", show_progress=False)
+        result = np.full((len(listed), len(columns), positions), np.nan, np.float32)
+        there = np.arange(positions) < lengths[:, None]
+        result.swapaxes(1, 2)[there] = np.linalg.norm(streams, axis=-1)
+        return result
+
+    def _reading(
+        self,
+        prompt: str | None,
+        max_length: int | None,
+        state: State | None,
+        skip_first: bool = False,
+    ) -> tuple[batch.Prepare, State | None]:
+        """How each text is read, and the state that it starts from: the prompt's prefix is run."""
+        tokenizer = self._need_tokenizer()
+        pieces = Prompt.of(prompt)
+        if pieces.before:
+            state = self.state(pieces.before, state)
+        skips = skip_first and state is None
+        return batch.from_texts(tokenizer, max_length, pieces, skips), state
+
+    def _states_of(
+        self, texts: list[str], prepare: batch.Prepare, how: Pass
+    ) -> Iterator[tuple[int, State]]:
+        """The states after some texts at a time, and the place of the first of them."""
+        step = max(1, AT_A_TIME // state_bytes(self.n_blocks, self.width, self.config.head_size))
+        with batch.Bar(len(texts), how.show_progress) as bar:
+            for first in range(0, len(texts), step):
+                read = prepare(texts[first : first + step], first)
+                bar.expect(first, len(read.ids))
+                yield first, self._states(read, how)
+                bar.update(len(read.start) - 1)
+
+    def _states(self, read: batch.Batch, how: Pass) -> State:
+        """The states after sequences, [S, ...] each array."""
+        none, limit = np.empty(0, np.int32), how.batch_tokens or 0
+        last = self._core.run(read.ids, read.start, none, 0, None, how.state, True, limit, None)
         assert last is not None  # it was asked for
-        return State(*(array[0] for array in last))
+        return State(*last)
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -329,26 +469,51 @@ class RWKV:
         if not items:
             raise ValueError("there is nothing to encode: the list is empty")
         result, rows = request.result(axes, self.width)
-        settings = np.array(request.columns, np.int32), POOLING.index(request.pooling)
-        limit = how.batch_tokens or 0
         with batch.Bar(len(items), how.show_progress) as bar:
-            for first, (ids, start) in batch.ahead(items, prepare):
-                part = rows[first : first + len(start) - 1]
-                bar.expect(first, len(ids))
-                self._core.run(ids, start, *settings, part, how.state, False, limit, bar.update)
+            for first, read in batch.ahead(items, prepare):
+                part = rows[first : first + len(read.start) - 1]
+                bar.expect(first, len(read.ids))
+                self._run(read, request, part, how, bar.update)
                 bar.update(len(part))
                 batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
                 request.finish(part)
         return result
 
+    def _run(
+        self,
+        read: batch.Batch,
+        request: Request,
+        rows: FloatArray,
+        how: Pass,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Fill the pooled rows of some sequences."""
+        self._core.run(
+            read.ids,
+            read.start,
+            np.array(request.columns, np.int32),
+            POOLING.index(request.pooling),
+            rows,
+            how.state,
+            False,
+            how.batch_tokens or 0,
+            progress,
+            read.skip,
+            how.origin,
+        )
+
 
 @dataclass(frozen=True)
 class Pass:
-    """How the texts of a call are run; only `state` changes what comes out."""
+    """How the texts of a call are run; only `state` changes what comes out.
 
-    state: State | None
-    batch_tokens: int | None
-    show_progress: bool | None
+    state : one for all sequences; or several, [n, ...] each array, and `origin` [S] says which
+    """
+
+    state: State | None = None
+    batch_tokens: int | None = None
+    show_progress: bool | None = None
+    origin: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .batch import Bar, from_ids, warn_of_rows
+from .batch import Bar, check_left, from_ids, warn_of_rows
 from .embedder import (
     POOLING,
     FloatArray,
@@ -253,7 +253,7 @@ class CausalLM:
         listed = listed_items("ids", ids)
         request = self._request(layers, pooling, normalize, out)
         vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
-        packed, start = from_ids(vocabulary, max_length)(listed, 0)
+        packed, start, _ = from_ids(vocabulary, max_length)(listed, 0)
         sequences = [packed[a:b].tolist() for a, b in pairwise(start)]
         how = _Pass("ids", batch_tokens, show_progress, skip_first)
         return self._encode(sequences, [0] * len(sequences), (len(listed),), request, how)
@@ -332,12 +332,7 @@ class CausalLM:
             raise ValueError("there is nothing to encode: the list is empty")
         first = np.maximum(skips, 1) if how.skip_first else np.asarray(skips)
         lengths = np.array([len(ids) for ids in sequences])
-        if (first >= lengths).any():
-            where = f"{how.items}[{int(np.argmax(first >= lengths))}]"
-            raise ValueError(
-                f"{where} has one token: without its first none is left to pool. Leave it out, or "
-                "pool with skip_first=False"
-            )
+        check_left(first, lengths, how.items, 0)
         result, rows = request.result(axes, self.width)
         with Bar(len(sequences), how.show_progress) as bar:
             bar.expect(0, int(lengths.sum()))

@@ -69,7 +69,6 @@ def test_containers_that_are_no_lists_of_ids(tiny: RWKV, ids: Any, message: str)
     [
         ({"prompt": 3}, TypeError, "prompt is int: expected str or None"),
         ({"prompt": b"a"}, TypeError, "prompt is bytes"),
-        ({"prompt": "{text} and {text}"}, ValueError, r"holds \{text\} more than once"),
         ({"prompt": "say {sentence}"}, ValueError, r"holds \{sentence\}: .* written \{text\}"),
         ({"prompt": "{}"}, ValueError, r"holds \{\}: the place of the text"),
         ({"prompt": "{text} {0}"}, ValueError, r"holds \{0\}"),
