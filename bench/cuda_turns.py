@@ -126,15 +126,16 @@ class Build:
         self.tree = tree
         self.environment = {**os.environ, "PYTHONPATH": str(tree), "RWKVSTS_CUDA": "1"}
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        with (tree / "build.log").open("w") as log:
+        self.log = tree / "build" / "turns.log"
+        self.log.parent.mkdir(exist_ok=True)
+        with self.log.open("w") as log:
             self.compiling = subprocess.Popen(
                 command, cwd=tree, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
 
     def start(self) -> None:
         if self.compiling.wait(400):
-            log = (self.tree / "build.log").read_text()
-            raise SystemExit(f"{self.tree} does not build:\n{log[-3000:]}")
+            raise SystemExit(f"{self.tree} does not build:\n{self.log.read_text()[-3000:]}")
         self.process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), "--serve"],
             cwd=self.tree,

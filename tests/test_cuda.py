@@ -7,6 +7,7 @@ off; float32 agrees to 1e-4 of a row's length, as on the CPU.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from tinymodel import error, load, random_ids, random_weights
 
 from rwkvsts import RWKV6, DeviceError
 from rwkvsts.data import datasets
-from rwkvsts.device import query_cuda
+from rwkvsts.device import cuda_library, query_cuda
 from rwkvsts.study.statistics import cosine, spearman
 
 pytestmark = pytest.mark.gpu
@@ -160,6 +161,27 @@ def test_a_longer_text_than_a_pass(tmp_path: Path, dtype: str) -> None:
         assert found.tobytes() == right.tobytes()
 
 
+def test_a_long_text_has_its_bits_in_any_company(tmp_path: Path, dtype: str) -> None:
+    """Its parts run side by side where a pass holds more than 512 tokens of it, else in order."""
+    weights = rounded(C=256, F=448, R=32, D=64, L=2)
+    m = on_gpu(tmp_path, weights, dtype=dtype)
+    ids = random_ids(15, [1500, 30, 513, 512, 2100, 7, 1024])
+    layers = [0, 1, "final"]
+    for pooling in ("mean", "max"):
+        right = m.encode_ids(ids, layers, pooling=pooling)
+        for batch_tokens in (64, 500, 640, 1700):
+            found = m.encode_ids(ids, layers, pooling=pooling, batch_tokens=batch_tokens)
+            assert found.tobytes() == right.tobytes(), batch_tokens
+        for i, text in enumerate(ids):
+            alone = m.encode_ids([text], layers, pooling=pooling)
+            assert alone[0].tobytes() == right[i].tobytes()
+    state = m.state(ids[4])
+    parts = m.state(ids[4][1280:], m.state(ids[4][:1280]))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, state, strict=True))
+    near = m.encode_ids(ids[2:3], layers)
+    assert error(near, expected(weights, ids[2:3], "mean")) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("N", [64, 16])
 def test_a_state_continues_its_text(tmp_path: Path, dtype: str, N: int) -> None:
     """To the bit after a multiple of 64 tokens: heads of 64 in bfloat16 count in so many."""
@@ -283,6 +305,84 @@ def test_a_fork_is_refused(tmp_path: Path) -> None:
     assert child.exitcode == 0
     assert "fork" in here.recv()
     assert m.encode_ids([[1, 2]], 0).tobytes() == right
+
+
+class Kind(ctypes.Structure):
+    """struct product_kind of csrc/backend.h."""
+
+    _fields_ = [
+        ("n", ctypes.c_int),
+        ("k", ctypes.c_int),
+        ("epilogue", ctypes.c_int),
+        ("of_squares", ctypes.c_bool),
+    ]
+
+
+class Dims(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in "LCHNFV"] + [("rank", ctypes.c_int * 4)]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("isa", ctypes.c_char_p),
+        ("ordinal", ctypes.c_int),
+        ("budget", ctypes.c_size_t),
+    ]
+
+
+def plans_of(C: int, F: int, dtype: int) -> list[str]:
+    """What opening a device finds out about a model's products, a line a kind."""
+    library = ctypes.CDLL(cuda_library())
+    library.rwkvsts_cuda_backend.restype = ctypes.POINTER(ctypes.c_void_p)
+    table = library.rwkvsts_cuda_backend(3)
+    opening = ctypes.CFUNCTYPE(
+        ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 4
+    )
+    closing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    kinds = (Kind * 5)(
+        (C, C, 0, False), (C, C, 4, False), (F, C, 3, False), (C, F, 5, True), (160, C, 7, False)
+    )
+    dims = Dims(1, C, C // 64, 64, F, 100, (ctypes.c_int * 4)(32, 64))
+    meter, error_text = (ctypes.c_size_t * 2)(), ctypes.create_string_buffer(600)
+    device, text = ctypes.c_void_p(), ctypes.create_string_buffer(4000)
+    options = Options(dtype, 1, None, 0, 0)
+    arguments = [ctypes.addressof(dims), ctypes.addressof(kinds), 5, ctypes.addressof(options)]
+    arguments += [ctypes.addressof(a) for a in (meter, device, error_text)]
+    assert opening(table[0])(*arguments) == 0, error_text.raw[4:]
+    library.rwkvsts_cuda_plans(device, text, ctypes.c_size_t(len(text)))
+    closing(table[1])(device)
+    return text.value.decode().splitlines()
+
+
+def test_no_fast_path_is_lost(device: tuple[int, int]) -> None:
+    """A path that gives other bits on this device is dropped at opening; only this would tell."""
+    plans = plans_of(2048, 7168, 2 if device >= (8, 0) else 1)
+    assert len(plans) == 5
+    if device < (8, 0):
+        pytest.skip("this device has one way for every product")
+    few = "stream_product" if device == (9, 0) else "few_rows"
+    assert all(f"few rows {few};" in line for line in plans), plans
+    if device == (9, 0):
+        assert any("squared" in line and ":yes" in line for line in plans), plans
+
+
+def test_a_device_is_asked_for_by_number(tmp_path: Path, bits16: str) -> None:
+    weights, ids = rounded(), random_ids(16, [20, 5])
+    right = on_gpu(tmp_path, weights, dtype=bits16).encode_ids(ids, 2)
+    assert (
+        on_gpu(tmp_path, weights, dtype=bits16, device="cuda:0").encode_ids(ids, 2).tobytes()
+        == right.tobytes()
+    )
+    with pytest.raises(DeviceError, match="there is no CUDA device 99"):
+        query_cuda(99)
+    try:
+        query_cuda(1)
+    except DeviceError:
+        pytest.skip("there is one device only")
+    other = on_gpu(tmp_path, weights, dtype=bits16, device="cuda:1")
+    assert other.encode_ids(ids, 2).tobytes() == right.tobytes()
 
 
 def test_what_the_kernels_cannot_do_is_refused(tmp_path: Path) -> None:

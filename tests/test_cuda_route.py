@@ -31,13 +31,13 @@ PRINT = """
 
 #include <stdio.h>
 
-int route(char *text, size_t n, const int *g, int dtype, const int *s, int T) {
+int route(char *text, size_t n, const int *g, int dtype, const int *s, int T, int piece) {
     const struct gpu gpu = {g[0], g[1], g[2], g[3]};
     struct dims dims = {.C = s[0], .H = s[1], .N = s[2], .F = s[3]};
     struct error e;
     dims.rank[SHIFT_RANK] = s[4], dims.rank[DECAY_RANK] = s[5];
     enum status status = route_check(&gpu, "this device", (enum dtype)dtype, &dims, &e);
-    if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T);
+    if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T, piece);
     else snprintf(text, n, "%s", e.text);
     return status;
 }
@@ -70,11 +70,12 @@ def route(
     dtype: int,
     T: int,
     sizes: tuple[int, ...] = FINCH,
+    piece: int = 27,
 ) -> dict[str, str]:
     """Step: kernel; {"refused": why} where the device cannot run it."""
     text = ctypes.create_string_buffer(4000)
     size = ctypes.c_size_t(len(text))
-    failed = rules.route(text, size, numbers(gpu), dtype, numbers(sizes), T)
+    failed = rules.route(text, size, numbers(gpu), dtype, numbers(sizes), T, piece)
     said = text.value.decode()
     return {"refused": said} if failed else dict(line.split(": ") for line in said.splitlines())
 
@@ -140,6 +141,18 @@ def test_newer_devices_go_the_way_of_the_newest_code(rules: ctypes.CDLL) -> None
     assert products(route(rules, B200, BF16, LARGE)) == {"cublasLt"}
 
 
+def test_long_texts(rules: ctypes.CDLL) -> None:
+    for gpu, dtype, wkv in (
+        (H200, BF16, "wkv_keys, wkv_states, wkv_chunk"),
+        (A100, BF16, "wkv_keys, wkv_states, wkv_chunk"),
+        (H200, F16, "up_rows, then wkv_64"),
+    ):
+        found = route(rules, gpu, dtype, LARGE, piece=4096)
+        assert found["wkv"] == wkv and found["pool"] == "pool_long"
+    short = route(rules, H200, BF16, LARGE, piece=512)
+    assert short["wkv"] == "wkv_chunk" and short["pool"] == "pool_rows"
+
+
 def test_ragged_sizes(rules: ctypes.CDLL) -> None:
     """A width that is no multiple of 64 has no kernel of few rows; heads of 16 a plain wkv."""
     found = route(rules, H200, BF16, SMALL, (48, 3, 16, 104, 5, 7))
@@ -168,7 +181,7 @@ def test_the_library_prints_the_same(rules: ctypes.CDLL) -> None:
         pytest.skip("the CUDA part was not built: there was no nvcc")
     text = ctypes.create_string_buffer(4000)
     printed = ctypes.CDLL(str(CUDA_LIBRARY)).rwkvsts_cuda_route
-    failed = printed(text, ctypes.c_size_t(len(text)), *H200, BF16, numbers(FINCH), LARGE)
+    failed = printed(text, ctypes.c_size_t(len(text)), *H200, BF16, numbers(FINCH), LARGE, 27)
     assert not failed
     lines = dict(line.split(": ") for line in text.value.decode().splitlines())
     assert lines == route(rules, H200, BF16, LARGE)

@@ -196,7 +196,7 @@ static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fi
 }
 
 static int device_grain(const struct device *dev) {
-    return route_wkv(&dev->gpu, dev->in, dev->dims.N) == WKV_CHUNK ? CHUNK_GRAIN : 1;
+    return route_wkv(&dev->gpu, dev->in, dev->dims.N, 1) == WKV_CHUNK ? CHUNK_GRAIN : 1;
 }
 
 static size_t device_in_bytes(const struct device *dev) {
@@ -250,15 +250,15 @@ EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size
 
 /* The route of a pass of RWKV-6, printed, for any device, there or not: see route.h. `sizes` are C, H, N, F, R, D; dtype as
  * in base.h. */
-EXPORT int rwkvsts_cuda_route(char *text, size_t n, int capability, int code, int hopper, int multiprocessors, int dtype,
-                              const int *sizes, int T) {
+EXPORT int rwkvsts_cuda_route(char *text, size_t n, int capability, int code, int hopper, int multiprocessors,
+                              int dtype, const int *sizes, int T, int piece) {
     const struct gpu gpu = {capability, code, hopper, multiprocessors};
     struct dims dims = {};
     struct error e = {OK, ""};
     dims.C = sizes[0], dims.H = sizes[1], dims.N = sizes[2], dims.F = sizes[3];
     dims.rank[SHIFT_RANK] = sizes[4], dims.rank[DECAY_RANK] = sizes[5];
     enum status status = route_check(&gpu, "this device", (enum dtype)dtype, &dims, &e);
-    if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T);
+    if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T, piece);
     else snprintf(text, n, "%s", e.text);
     return status;
 }

@@ -59,8 +59,19 @@ static enum status deliver(struct worker *w, struct flight *f, struct error *e) 
     return OK;
 }
 
+enum { UNIT_INTS = sizeof(struct unit) / sizeof(int), LONG_INTS = sizeof(struct long_piece) / sizeof(int) };
+
+/* At most so many units, long pieces. */
+static size_t most_units(int T, int S) {
+    return (size_t)S + (size_t)T / PART;
+}
+static size_t most_long(int T) {
+    return (size_t)T / LONG_PIECE;
+}
+
 size_t number_bytes(int T, int S) {
-    return (HEAD_INTS + 3 * (size_t)T + 6 * (size_t)S + 1) * sizeof(int);
+    size_t per_piece = 6 * (size_t)S + 1, units = UNIT_INTS * most_units(T, S) + LONG_INTS * most_long(T);
+    return (HEAD_INTS + 3 * (size_t)T + per_piece + units) * sizeof(int);
 }
 
 static void lay_out(struct worker *w) {
@@ -76,15 +87,50 @@ static void lay_out(struct worker *w) {
     w->meta.skip = at += S;
     w->meta.from = at += S;
     w->meta.to = at += S;
+    w->meta.units = (const struct unit *)(at += S);
+    w->meta.long_pieces = (const struct long_piece *)(at + UNIT_INTS * most_units(T, S));
 }
 
-static void fill_numbers(const struct worker *w, const struct pass *p, int *out) {
+/* Cuts a long piece into its parts. */
+static void add_long(struct worker *w, int number, struct unit piece, struct unit *units, struct long_piece *out,
+                     int *interim) {
+    int n = w->grid.long_units;
+    *out = long_piece{piece.first, piece.last, piece.from, piece.to, number, n, *interim};
+    for (int first = piece.first; first < piece.last; first += PART) {
+        int last = first + PART < piece.last ? first + PART : piece.last;
+        units[n++] = unit{first, last, first == piece.first ? piece.from : FROM_INTERIM - (*interim)++, -1};
+    }
+    w->grid.long_units = n;
+    w->grid.long_pieces++;
+}
+
+/* The units of a pass, those of long pieces first: they are what wkv_keys works on, too. */
+static void fill_units(struct worker *w, const struct pass *p, struct unit *units, struct long_piece *long_pieces) {
+    int interim = 0, n = 0;
+    w->grid.long_pieces = w->grid.long_units = 0;
+    for (int apart = 1; apart >= 0; apart--) {
+        for (int s = 0; s < p->S; s++) {
+            const struct unit piece = {p->start[s], p->start[s + 1], p->from[s], p->to[s]};
+            if (route_is_long(piece.last - piece.first) != (bool)apart) continue;
+            if (apart) add_long(w, s, piece, units, &long_pieces[w->grid.long_pieces], &interim);
+            else units[n++] = piece;
+        }
+        if (apart) n = w->grid.long_units;
+    }
+    w->grid.units = n;
+}
+
+static void fill_numbers(struct worker *w, const struct pass *p, int *out) {
     int T = w->grid.T, S = w->grid.S, *ids = out + HEAD_INTS, *prev = ids + T, *save = prev + T, *start = save + T;
     int *before = start + S + 1, *total = before + S, *skip = total + S, *from = skip + S, *to = from + S;
+    struct unit *units = (struct unit *)(to + S);
     size_t pieces_bytes = (size_t)p->S * sizeof(int);
     out[0] = p->T;
     out[1] = p->S;
     out[2] = w->turn;
+    fill_units(w, p, units, (struct long_piece *)(units + most_units(T, S)));
+    out[3] = w->grid.units;
+    if (w->grid.units < S) w->grid.units = S; /* of a bucket */
     memcpy(ids, p->ids, (size_t)p->T * sizeof(int));
     memcpy(start, p->start, pieces_bytes + sizeof(int));
     memcpy(before, p->before, pieces_bytes);
@@ -107,10 +153,10 @@ static enum status stage(struct worker *w, const struct pass *p, struct error *e
     CUDA_TRY(w->dev, cudaEventSynchronize(f->read), "waiting for a pass", e);
     lay_out(w);
     fill_numbers(w, p, f->staged);
-    CUDA_TRY(w->dev,
-             cudaMemcpyAsync(w->numbers, f->staged, number_bytes(w->grid.T, w->grid.S), cudaMemcpyHostToDevice,
-                             w->stream),
-             "starting a pass", e);
+    CUDA_TRY(
+        w->dev,
+        cudaMemcpyAsync(w->numbers, f->staged, number_bytes(w->grid.T, w->grid.S), cudaMemcpyHostToDevice, w->stream),
+        "starting a pass", e);
     return cuda_status(w->dev, cudaEventRecord(f->read, w->stream), "starting a pass", e);
 }
 

@@ -17,9 +17,11 @@ static const char *const NAMES[KERNELS] = {
     [UP_ROWS] = "up_rows",
     [UP_ROWS_PLAIN] = "up_rows_plain",
     [WKV_CHUNK] = "wkv_chunk",
+    [WKV_STATES] = "wkv_keys, wkv_states, wkv_chunk",
     [WKV_64] = "up_rows, then wkv_64",
     [WKV_PLAIN] = "up_rows, then wkv_plain",
     [POOL_ROWS] = "pool_rows",
+    [POOL_LONG] = "pool_long",
 };
 
 const char *kernel_name(enum kernel kernel) {
@@ -33,8 +35,8 @@ enum status route_check(const struct gpu *gpu, const char *name, enum dtype dtyp
         return fail(e, DEVICE_FAILED, "%s has compute capability %d.%d: 7.5 or newer is needed", name,
                     gpu->capability / 10, gpu->capability % 10);
     if (dtype == BF16 && gpu->capability < 80)
-        return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16", name,
-                    gpu->capability / 10, gpu->capability % 10);
+        return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16",
+                    name, gpu->capability / 10, gpu->capability % 10);
     if (dtype == BF16 && gpu->code < 80)
         return fail(e, DEVICE_FAILED,
                     "dtype bfloat16 needs code for compute capability 8.0, and of this build %s runs code for %d.%d: "
@@ -59,6 +61,10 @@ bool route_is_few(int T) {
     return T <= FEW_ROWS;
 }
 
+bool route_is_long(int piece) {
+    return piece > LONG_PIECE;
+}
+
 bool route_overlaps(const struct gpu *gpu) {
     return gpu->code >= 90;
 }
@@ -81,14 +87,18 @@ enum kernel route_lerps(const struct gpu *gpu, enum dtype dtype, int C, int rank
     return gpu->code >= 80 && (rank == 32 || rank == 64) && C % 32 == 0 ? LERP_ROWS : UP_ROWS;
 }
 
-enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N) {
-    if (N == 64 && dtype == BF16 && gpu->code >= 80) return WKV_CHUNK;
+enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece) {
+    if (N == 64 && dtype == BF16 && gpu->code >= 80) return route_is_long(piece) ? WKV_STATES : WKV_CHUNK;
     return N == 64 ? WKV_64 : WKV_PLAIN;
+}
+
+enum kernel route_pool(int piece) {
+    return route_is_long(piece) ? POOL_LONG : POOL_ROWS;
 }
 
 /* ---- printed ------------------------------------------------------------------------------------------------------- */
 
-int route_print(char *text, size_t n, const struct gpu *gpu, enum dtype dtype, const struct dims *d, int T) {
+int route_print(char *text, size_t n, const struct gpu *gpu, enum dtype dtype, const struct dims *d, int T, int piece) {
     int C = d->C, F = d->F, R = d->rank[SHIFT_RANK], D = d->rank[DECAY_RANK];
     bool few = route_is_few(T);
     const struct {
@@ -112,8 +122,8 @@ int route_print(char *text, size_t n, const struct gpu *gpu, enum dtype dtype, c
     LINE("lerps of the token shift", route_lerps(gpu, dtype, C, R));
     for (size_t i = 0; i < sizeof products / sizeof *products; i++)
         LINE(products[i].step, route_product(gpu, dtype, &products[i].kind, few));
-    LINE("wkv", route_wkv(gpu, dtype, d->N));
-    LINE("pool", POOL_ROWS);
+    LINE("wkv", route_wkv(gpu, dtype, d->N, piece));
+    LINE("pool", route_pool(piece));
 #undef LINE
     used += (size_t)snprintf(used < n ? text + used : NULL, used < n ? n - used : 0, "pass: %s\n",
                              !few                  ? "launched kernel by kernel"

@@ -15,9 +15,12 @@
  *                           up_rows                     else in 16 bits
  *                           up_rows_plain               float32
  *   RWKV-6: wkv             wkv_chunk                   Ampere's code, bfloat16, heads of 64; makes its decay itself.
+ *                           wkv_keys, wkv_states        before it where a piece is long: first its states, one after the
+ *                                                       other, then all of its parts side by side
  *                           wkv_64                      heads of 64 otherwise; up_rows has made the decay
  *                           wkv_plain                   other heads; likewise
- *   pool                    pool_rows                   always
+ *   pool                    pool_rows                   pieces that are not long
+ *                           pool_long                   long ones
  *   the whole pass          one recorded launch         few rows, its bucket seen before; kernels overlap on Hopper
  *
  * Every choice is bounded by what was compiled, not only by what the device could do: a build for older devices runs on
@@ -32,15 +35,18 @@
 extern "C" {
 #endif
 
-enum { FEW_ROWS = 256 };      /* a pass of up to so many rows is bound by reading weights */
-enum { ROWS_SIDE_BY_SIDE = 4 }; /* rows for each multiprocessor that have a block each; of more, a block walks over several */
+enum { FEW_ROWS = 256 };   /* a pass of up to so many rows is bound by reading weights */
+enum { LONG_PIECE = 512 }; /* tokens: a longer piece of a sequence leaves much of the device idle if walked in order */
+enum {
+    ROWS_SIDE_BY_SIDE = 4
+}; /* rows for each multiprocessor that have a block each; of more, a block walks over several */
 enum { STEP_INPUTS = 64, WGMMA_OUTPUTS = 256 };
 enum { MOST_SHIFT_RANK = 64, MOST_DECAY_RANK = 128 };
 
 struct gpu {
-    int capability;      /* of the device: 75, 80, 86, 89, 90, .. */
-    int code;            /* what the code that it runs was compiled for; at most its capability */
-    int hopper;          /* that code is sm_90a's, and the driver makes tensor maps */
+    int capability; /* of the device: 75, 80, 86, 89, 90, .. */
+    int code;       /* what the code that it runs was compiled for; at most its capability */
+    int hopper;     /* that code is sm_90a's, and the driver makes tensor maps */
     int multiprocessors;
 };
 
@@ -56,9 +62,11 @@ enum kernel {
     UP_ROWS,
     UP_ROWS_PLAIN,
     WKV_CHUNK,
+    WKV_STATES,
     WKV_64,
     WKV_PLAIN,
     POOL_ROWS,
+    POOL_LONG,
     KERNELS
 };
 const char *kernel_name(enum kernel kernel);
@@ -73,10 +81,14 @@ enum kernel route_shift(const struct gpu *gpu, int C, int T);
 /* The way for few rows or for many. BY_WGMMA: where measured faster than BY_CUBLASLT. */
 enum kernel route_product(const struct gpu *gpu, enum dtype dtype, const struct product_kind *kind, bool few);
 enum kernel route_lerps(const struct gpu *gpu, enum dtype dtype, int C, int rank);
-enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N);
+bool route_is_long(int piece); /* tokens of a piece */
+enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece);
+enum kernel route_pool(int piece);
 
-/* The route of a pass of T rows of RWKV-6: a line a step, "step: kernel". Writes as snprintf does. */
-int route_print(char *text, size_t n, const struct gpu *gpu, enum dtype dtype, const struct dims *dims, int T);
+/* The route of a pass of T rows of RWKV-6 whose longest piece has so many tokens: a line a step, "step: kernel". Writes as
+ * snprintf does. */
+int route_print(char *text, size_t n, const struct gpu *gpu, enum dtype dtype, const struct dims *dims, int T,
+                int piece);
 
 #ifdef __cplusplus
 }

@@ -9,16 +9,31 @@
 
 enum { FLIGHTS = 2, RECORDS = 32 };
 
+/* What a block of wkv_chunk works through: a piece, or a part of a long one. */
+struct unit {
+    int first, last; /* rows */
+    int from, to;    /* as the pass's; or from an interim state: FROM_INTERIM - its number */
+};
+/* A long piece, whose units are the parts of PART tokens each; what each but the first starts from is an interim state. */
+struct long_piece {
+    int first, last, from, to; /* as those of a unit */
+    int number;                /* among the pieces */
+    int unit, interim;         /* its first unit, its first interim state */
+};
+enum { PART = 128 };
+
 /* Where the numbers of the pass lie in device memory. */
 struct meta {
-    const int *head;  /* T, S, turn */
+    const int *head;  /* T, S, turn, units */
     const int *ids;   /* [T] */
     const int *prev;  /* [T] row before in the same sequence, or NO_PAST, or a slot: FROM_SLOT - slot */
     const int *save;  /* [T] slot to leave this row in, or -1 */
     const int *start; /* [S+1] */
     const int *before, *total, *skip, *from, *to; /* [S] */
+    const struct unit *units;                     /* first those of the long pieces */
+    const struct long_piece *long_pieces;
 };
-enum { NO_PAST = -1, FROM_SLOT = -2, HEAD_INTS = 4 };
+enum { NO_PAST = -1, FROM_SLOT = -2, FROM_INTERIM = -2, HEAD_INTS = 4 };
 
 struct allocation {
     struct allocation *next;
@@ -53,7 +68,8 @@ struct worker {
     struct allocation *allocations;
     struct pass pass;
     struct {
-        int T, S; /* what launches are sized for: the pass's own numbers, or its bucket's */
+        int T, S, units;             /* what launches are sized for: the pass's own numbers, or its bucket's */
+        int long_pieces, long_units; /* none in a bucket: a pass of few rows has none */
     } grid;
     struct meta meta;
     int *numbers;  /* device, what meta points into */

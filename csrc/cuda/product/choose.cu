@@ -262,9 +262,9 @@ static struct plan plan_for(const struct device *dev, const struct product_kind 
     plan.kind = *kind;
     plan.kind.epilogue = written_as(kind->epilogue);
     plan.kind.of_squares = kind->of_squares && dev->in == F16;
-    enum dtype out = plan.kind.epilogue == RELU2                                 ? dev->in
+    enum dtype out = plan.kind.epilogue == RELU2                              ? dev->in
                      : plan.kind.epilogue == ADD || plan.kind.epilogue == LOW ? F32
-                                                                                 : dev->out;
+                                                                              : dev->out;
     float up = plan.kind.of_squares ? relu_scale<half_t>::up : 1.0f, beta = plan.kind.epilogue == ADD ? 1.0f : 0.0f;
     plan.shape = lt_shape{kind->n, kind->k, dev->in, out, up, beta};
     return plan;
@@ -284,7 +284,8 @@ enum status plans_open(struct device *dev, const struct product_kind *kinds, int
         const struct plan plan = plan_for(dev, &kinds[i]);
         if (is_known(dev, &plan.kind)) continue;
         if (dev->plan_count == MOST_PLANS)
-            return fail(e, DEVICE_FAILED, "a model of more than %d kinds of product: on CUDA fewer are expected", MOST_PLANS);
+            return fail(e, DEVICE_FAILED, "a model of more than %d kinds of product: on CUDA fewer are expected",
+                        MOST_PLANS);
         dev->plans[dev->plan_count++] = plan;
     }
     struct trial t = {};

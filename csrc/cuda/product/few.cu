@@ -59,12 +59,12 @@ template <typename Cut> struct loader {
 
     template <typename E> __device__ __forceinline__ void next(E *stage) {
 #pragma unroll
-        for (int i = 0; i < INS; i++) stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), in + i * stride, there >> i & 1);
+        for (int i = 0; i < INS; i++)
+            stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), in + i * stride, there >> i & 1);
         stage += ROWS * Cut::STEP;
 #pragma unroll
         for (int i = 0; i < WEIGHTS; i++)
-            stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), w + i * stride,
-                              there >> (INS + i) & 1);
+            stream16_or_zeros(shared_address(stage + to + i * RUN * Cut::STEP), w + i * stride, there >> (INS + i) & 1);
         in += Cut::STEP * sizeof(E);
         w += Cut::STEP * sizeof(E);
     }

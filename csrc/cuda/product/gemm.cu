@@ -69,10 +69,12 @@ enum status cuda_gemm(struct worker *w, const struct gemm *a, int count, struct 
     for (int i = 0; i < count; i++) {
         plans[i] = plan_of(dev, &a[i]);
         if (!plans[i])
-            return fail(e, BAD_INPUT, "a product of %d outputs from %d inputs is of no kind that this device was opened for",
+            return fail(e, BAD_INPUT,
+                        "a product of %d outputs from %d inputs is of no kind that this device was opened for",
                         a[i].w->n, a[i].w->k);
-        p[i] = product{a[i].w->data,           a[i].in, a[i].out, a[i].gate, a[i].w->n, a[i].w->k,
-                       plans[i]->kind.epilogue, plans[i]->shape.alpha};
+        p[i] =
+            product{a[i].w->data,         a[i].in, a[i].out, a[i].gate, a[i].w->n, a[i].w->k, plans[i]->kind.epilogue,
+                    plans[i]->shape.alpha};
     }
     TRY(route_is_few(q.rows) ? run_few(dev, &q, plans, p, count, e) : run_many(dev, &q, plans, p, count, e));
     return LAUNCHED(w, "a product", e);

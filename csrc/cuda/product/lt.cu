@@ -94,8 +94,8 @@ static int matmul_open(const struct lt *lt, const struct lt_shape *p, int rows, 
     return status;
 }
 
-enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out, int *count,
-                          struct error *e) {
+enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out,
+                          int *count, struct error *e) {
     struct matmul m = {NULL, NULL, NULL, NULL};
     struct heuristic_result results[CANDIDATES];
     void *preference = NULL;

@@ -45,8 +45,8 @@ struct lt {
 enum status lt_open(struct lt *lt, struct error *e);
 void lt_close(struct lt *lt);
 /* The algorithms that cublasLt holds best for that many rows, best first; at least one. */
-enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out, int *count,
-                          struct error *e);
+enum status lt_candidates(const struct lt *lt, const struct lt_shape *shape, int rows, struct lt_algorithm *out,
+                          int *count, struct error *e);
 enum status lt_run(const struct lt *lt, const struct lt_shape *shape, const struct lt_algorithm *algorithm, int rows,
                    const void *w, const void *in, void *out, cudaStream_t stream, struct error *e);
 

@@ -15,7 +15,7 @@ struct stream_args {
     CUtensorMap w[MOST_PRODUCTS], in[MOST_PRODUCTS];
     struct product p[MOST_PRODUCTS];
     int first[MOST_PRODUCTS + 1]; /* block that a product begins at */
-    int count, in_rows;      /* rows of a tile that are read */
+    int count, in_rows;           /* rows of a tile that are read */
     const int *T;
 };
 
@@ -174,7 +174,8 @@ static __global__ void __launch_bounds__(Cut::THREADS, 1) stream_product(const _
 /* ---- the host's side -------------------------------------------------------------------------------------------------- */
 
 /* A matrix [rows, k] seen as [k / 64, rows, 64], in boxes of `boxes` by `box_rows`. */
-static bool encode(const struct device *dev, CUtensorMap *map, const void *p, int rows, int k, int box_rows, int boxes) {
+static bool encode(const struct device *dev, CUtensorMap *map, const void *p, int rows, int k, int box_rows,
+                   int boxes) {
     const cuuint64_t sizes[] = {ATOM, (cuuint64_t)rows, (cuuint64_t)k / ATOM};
     const cuuint64_t strides[] = {(cuuint64_t)k * 2, ATOM_BYTES};
     const cuuint32_t box[] = {ATOM, (cuuint32_t)box_rows, (cuuint32_t)boxes};

@@ -170,14 +170,13 @@ template <int UNITS> struct passage {
 };
 
 /* Of one row, column i of those that a lane has side by side in group g. */
-static __device__ __forceinline__ float sum_of(const float (&sum)[OUTPUTS / 2], int boxes, int g, int i,
-                                               int half) {
+static __device__ __forceinline__ float sum_of(const float (&sum)[OUTPUTS / 2], int boxes, int g, int i, int half) {
     return sum[4 * (i % boxes * (OUTPUTS / 8 / boxes) + g) + 2 * half + i / boxes];
 }
 
 template <bool SQUARE>
-static __device__ __forceinline__ void write_rows(const struct product &p, const float (&sum)[OUTPUTS / 2],
-                                                  int half, int row, int output, int T, uint32_t room) {
+static __device__ __forceinline__ void write_rows(const struct product &p, const float (&sum)[OUTPUTS / 2], int half,
+                                                  int row, int output, int T, uint32_t room) {
     constexpr int UNITS = OUTPUTS / 8, AT_ONCE = 32 / UNITS;
     const passage<UNITS> through(room);
     int lane = (int)threadIdx.x % 32;

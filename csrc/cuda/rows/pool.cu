@@ -1,4 +1,7 @@
-/* Pooling: the rows of a layer, summed in order, a sequence at a time. */
+/* Pooling: the rows of a layer, summed in order, a sequence at a time.
+ *
+ * pool_rows gives a thread four columns of a sequence. A long piece has too few such threads to keep memory busy: there
+ * pool_long fetches rows far ahead, and one warp adds 32 columns, in the same order. */
 #include "rows/row.cuh"
 
 enum { POOL_THREADS = 128, AHEAD = 8 };
@@ -12,18 +15,49 @@ struct pool_args {
     int C, columns, column, pooling;
 };
 
-static __device__ __forceinline__ float4 pool_one(int pooling, float4 sum, float4 x, int position) {
-    float f = (float)(position + 1);
+/* One number into its sum. `position` counts from 0 at the first pooled token of the whole sequence. */
+static __device__ __forceinline__ float pool_one(int pooling, float sum, float x, int position) {
     switch (pooling) {
-    case POOL_MEAN: return make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
-    case POOL_WEIGHTED:
-        return make_float4(__fmaf_rn(f, x.x, sum.x), __fmaf_rn(f, x.y, sum.y), __fmaf_rn(f, x.z, sum.z),
-                           __fmaf_rn(f, x.w, sum.w));
-    case POOL_MAX:
-        if (position == 0) return x;
-        return make_float4(fmaxf(sum.x, x.x), fmaxf(sum.y, x.y), fmaxf(sum.z, x.z), fmaxf(sum.w, x.w));
+    case POOL_MEAN: return sum + x;
+    case POOL_WEIGHTED: return __fmaf_rn((float)(position + 1), x, sum);
+    case POOL_MAX: return position == 0 ? x : fmaxf(sum, x);
     default: return x;
     }
+}
+static __device__ __forceinline__ float4 pool_four(int pooling, float4 sum, float4 x, int position) {
+    return make_float4(pool_one(pooling, sum.x, x.x, position), pool_one(pooling, sum.y, x.y, position),
+                       pool_one(pooling, sum.z, x.z, position), pool_one(pooling, sum.w, x.w, position));
+}
+
+/* What of a piece is pooled: rows first .. last; `position` is that of row 0. */
+struct pooled {
+    int first, last, position, total;
+    bool begins, ends; /* its sequence does */
+};
+
+static __device__ __forceinline__ struct pooled pooled_of(const struct pool_args &a, int s) {
+    int first = a.meta.start[s], last = a.meta.start[s + 1], before = a.meta.before[s], total = a.meta.total[s];
+    int skip = a.meta.skip[s];
+    struct pooled p = {first, last, before - first - skip, total - skip, before == 0, before + last - first == total};
+    if (skip > before) p.first += skip - before;
+    if (a.pooling == POOL_LAST) p.first = last - 1;
+    return p;
+}
+
+/* What the sums are divided by at the end; 0: nothing. */
+static __device__ __forceinline__ float divisor(const struct pool_args &a, const struct pooled &p) {
+    if (!p.ends || (a.pooling != POOL_MEAN && a.pooling != POOL_WEIGHTED)) return 0;
+    double n = (double)p.total;
+    return (float)(a.pooling == POOL_MEAN ? n : 0.5 * n * (n + 1.0));
+}
+
+/* Where the sums of a sequence go on from, and where they are left. */
+static __device__ __forceinline__ const float *carried(const struct pool_args &a, int c) {
+    return a.carry + ((size_t)a.meta.head[2] * a.columns + a.column) * a.C + c;
+}
+static __device__ __forceinline__ float *result(const struct pool_args &a, const struct pooled &p, int s, int c) {
+    size_t at = (size_t)a.column * a.C + c, side = (size_t)a.columns * a.C;
+    return (p.ends ? a.pooled + (size_t)s * side : a.carry + (1 - a.meta.head[2]) * side) + at;
 }
 
 /* A thread owns four columns of one sequence and adds its rows in order, eight loads ahead. */
@@ -31,40 +65,81 @@ static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct po
     int s = blockIdx.x, c = 4 * (blockIdx.y * POOL_THREADS + threadIdx.x);
     let_next_kernel_start();
     wait_for_kernels_before();
-    if (s >= a.meta.head[1] || c >= a.C) return;
-    int first = a.meta.start[s], last = a.meta.start[s + 1], before = a.meta.before[s], total = a.meta.total[s];
-    int skip = a.meta.skip[s], turn = a.meta.head[2];
-    bool ends = before + last - first == total;
-    size_t at = (size_t)a.column * a.C + c, side = (size_t)a.columns * a.C;
-    float4 sum = before ? *(const float4 *)(a.carry + turn * side + at) : make_float4(0, 0, 0, 0), w = sum, b = sum;
+    if (s >= a.meta.head[1] || c >= a.C || a.meta.start[s + 1] - a.meta.start[s] > LONG_PIECE) return;
+    const struct pooled p = pooled_of(a, s);
+    float4 sum = p.begins ? make_float4(0, 0, 0, 0) : *(const float4 *)carried(a, c), w = sum, b = sum;
     if (a.stats) {
         w = *(const float4 *)(a.weight + c);
         b = *(const float4 *)(a.bias + c);
     }
-    int position = before - first - skip; /* of row 0, among the pooled rows of its sequence */
-    total -= skip;
-    if (skip > before) first += skip - before;
-    if (a.pooling == POOL_LAST) first = last - 1;
-    for (int t = first; t < last; t += AHEAD) {
+    for (int t = p.first; t < p.last; t += AHEAD) {
         float4 x[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (t + i < last) x[i] = *(const float4 *)(a.x + (size_t)(t + i) * a.C + c);
+            if (t + i < p.last) x[i] = *(const float4 *)(a.x + (size_t)(t + i) * a.C + c);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            if (t + i >= last) break;
+            if (t + i >= p.last) break;
             if (a.stats) x[i] = normalise4(x[i], a.stats[t + i], w, b);
-            sum = pool_one(a.pooling, sum, x[i], position + t + i);
+            sum = pool_four(a.pooling, sum, x[i], p.position + t + i);
         }
     }
-    if (ends && (a.pooling == POOL_MEAN || a.pooling == POOL_WEIGHTED)) {
-        double n = (double)total;
-        float weight = (float)(a.pooling == POOL_MEAN ? n : 0.5 * n * (n + 1.0));
+    float weight = divisor(a, p);
+    if (weight)
         sum = make_float4(__fdiv_rn(sum.x, weight), __fdiv_rn(sum.y, weight), __fdiv_rn(sum.z, weight),
                           __fdiv_rn(sum.w, weight));
+    *(float4 *)result(a, p, s, c) = sum;
+}
+
+/* A block owns 32 columns of one long piece: all of it fetches, its first warp adds. */
+enum { STRIP = 32, STAGE = 64 /* rows */, STAGES = 5 };
+struct strip {
+    float x[STAGE][STRIP];
+    float2 stats[STAGE];
+};
+
+static __device__ __forceinline__ void send_strip(struct strip *to, const struct pool_args &a, int from, int last,
+                                                  int column) {
+    int row = threadIdx.x / (STRIP / 4), c = threadIdx.x % (STRIP / 4) * 4;
+    bool inside = column + c < a.C;
+#pragma unroll
+    for (int i = 0; i < STAGE; i += POOL_THREADS / (STRIP / 4), row += POOL_THREADS / (STRIP / 4))
+        copy_if<16>(&to->x[row][c], a.x + (size_t)(from + row) * a.C + column + c, inside && from + row < last);
+    if (a.stats && threadIdx.x < STAGE)
+        copy_if<8>(&to->stats[threadIdx.x], a.stats + from + threadIdx.x, from + (int)threadIdx.x < last);
+}
+
+static __global__ void __launch_bounds__(POOL_THREADS) pool_long(const struct pool_args a) {
+    __shared__ __align__(16) struct strip ring[STAGES];
+    int s = a.meta.long_pieces[blockIdx.x].number, column = blockIdx.y * STRIP,
+        c = min(column + (int)threadIdx.x, a.C - 1);
+    const struct pooled p = pooled_of(a, s);
+    const bool adds = threadIdx.x < STRIP && column + (int)threadIdx.x < a.C;
+    float sum = p.begins || !adds ? 0 : *carried(a, c), w = 1, b = 0;
+    if (a.stats) w = a.weight[c], b = a.bias[c];
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        send_strip(&ring[i], a, p.first + i * STAGE, p.last, column);
+        copies_commit();
     }
-    float *to = ends ? a.pooled + (size_t)s * side : a.carry + (1 - turn) * side;
-    *(float4 *)(to + at) = sum;
+    for (int t = p.first, slot = 0; t < p.last; t += STAGE, slot = slot + 1 < STAGES ? slot + 1 : 0) {
+        copies_wait<STAGES - 2>();
+        __syncthreads();
+        send_strip(&ring[slot ? slot - 1 : STAGES - 1], a, t + (STAGES - 1) * STAGE, p.last, column);
+        copies_commit();
+        if (threadIdx.x >= STRIP) continue;
+        const struct strip &m = ring[slot];
+        const int count = min(STAGE, p.last - t);
+#pragma unroll 8
+        for (int i = 0; i < count; i++) {
+            float x = m.x[i][threadIdx.x];
+            if (a.stats) x = normalise(x, m.stats[i].x, m.stats[i].y, w, b);
+            sum = pool_one(a.pooling, sum, x, p.position + t + i);
+        }
+    }
+    float weight = divisor(a, p);
+    if (weight) sum = __fdiv_rn(sum, weight);
+    if (adds) *result(a, p, s, column + (int)threadIdx.x) = sum;
 }
 
 enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e) {
@@ -89,6 +164,11 @@ enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e) {
     args.columns = w->pass.columns;
     args.column = a->column;
     args.pooling = w->pass.pooling;
+    if (w->grid.long_pieces) {
+        dim3 strips((unsigned)w->grid.long_pieces, (unsigned)pieces_of(args.C, STRIP));
+        launch_early(false, w->stream, pool_long, strips, POOL_THREADS, 0, args);
+    }
+    if (w->grid.long_pieces == w->pass.S) return LAUNCHED(w, "pooling", e);
     dim3 grid((unsigned)w->grid.S, (unsigned)pieces_of(args.C, 4 * POOL_THREADS));
     launch_early(overlaps(w), w->stream, pool_rows, grid, POOL_THREADS, 0, args);
     return LAUNCHED(w, "pooling", e);

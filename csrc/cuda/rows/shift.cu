@@ -121,7 +121,8 @@ static enum status shift_to(struct worker *w, const struct shift *a, float2 *sta
     const int multiprocessors = w->dev->gpu.multiprocessors;
     struct shift_args args = {};
     if (a->mixes > 2 && a->mixes != MOST_MIXES)
-        return fail(e, BAD_INPUT, "a token shift with %d mixes: on CUDA 0, 1, 2 or %d are expected", a->mixes, MOST_MIXES);
+        return fail(e, BAD_INPUT, "a token shift with %d mixes: on CUDA 0, 1, 2 or %d are expected", a->mixes,
+                    MOST_MIXES);
     args.meta = w->meta;
     args.x = a->x;
     args.weight = vector_of(a->ln.weight);

@@ -9,7 +9,8 @@
  * its own, r k^T with the decay between, and most sentences need no state at all. Later turns keep it in registers in
  * float32, [value, key], so that accumulators are the next product's operand. Operands are rounded to bfloat16,
  * products of r and k kept in two parts; sums are float32. Turns are counted from where a run starts a sequence, and a
- * pass may cut it at CHUNK_GRAIN tokens: where the state takes over. */
+ * pass may cut it at CHUNK_GRAIN tokens: where the state takes over. Parts of a long piece run side by side, each from
+ * the state that states.cu has left for it. */
 #include "rwkv6/chunk.cuh"
 
 /* ---- y and the state --------------------------------------------------------------------------------------------- */
@@ -118,8 +119,8 @@ template <bool SAVE> static __device__ __forceinline__ void move_state(struct he
 
 /* y of a tile for this warp's values, into the tile's room; then the state, if it is to be kept. */
 template <bool STATE>
-static __device__ __forceinline__ void make_y(struct shared *m, struct head_state &state, int tile, int set, bool started,
-                                              bool keep) {
+static __device__ __forceinline__ void make_y(struct shared *m, struct head_state &state, int tile, int set,
+                                              bool started, bool keep) {
     int lane = threadIdx.x % 32, half = threadIdx.x / 32;
     float y[4][4] = {};
     uint32_t v[2][4];
@@ -201,21 +202,26 @@ static __device__ __forceinline__ void load_gate(uint4 gate[4], const struct chu
 
 /* ---- a piece ----------------------------------------------------------------------------------------------------- */
 
-struct piece {
+struct piece { /* a unit of a head */
     int first, last, from, to, column;
 };
+
+static __device__ __forceinline__ float *state_of(const struct chunk_args &a, int from, int column) {
+    float *states =
+        from >= 0 ? a.slots + (size_t)from * a.slot_stride : a.interim + (size_t)(FROM_INTERIM - from) * a.C * HEAD;
+    return states + (size_t)column * HEAD;
+}
 
 /* STATE: without, the piece is a fresh sequence whole, and short enough to need none. */
 template <int STEPS, bool STATE>
 static __device__ __forceinline__ void run_piece(struct shared *m, const struct chunk_args &a, const struct piece &p,
                                                  int warp) {
     int lane = threadIdx.x % 32, set = 0; /* which of those kept is the first tile */
-    size_t in_slot = (size_t)p.column * HEAD;
-    bool started = STATE && p.from >= 0, lasting = p.to >= 0 || p.last - p.first > CHUNK_GRAIN;
+    bool started = STATE && p.from != NO_PAST, lasting = p.to >= 0 || p.last - p.first > CHUNK_GRAIN;
     struct head_state state = {};
     send_turn(m, a, (size_t)p.first * a.C + p.column, min(TURN, p.last - p.first), set);
     float2 u = *(const float2 *)(a.u + p.column + 2 * lane);
-    if (started) move_state<false>(state, a.slots + (size_t)p.from * a.slot_stride + in_slot);
+    if (started) move_state<false>(state, state_of(a, p.from, p.column));
 #pragma unroll 1
     for (int t = p.first; t < p.last; t += TURN, set ^= WARPS) {
         int count = min(TURN, p.last - t), next = t + TURN, mine = count - TILE * warp;
@@ -241,7 +247,7 @@ static __device__ __forceinline__ void run_piece(struct shared *m, const struct 
         if (mine > 0) store_tile(m, m->work[warp].wide, a, here, mine, gate, weight, bias);
         __syncwarp();
     }
-    if (STATE && p.to >= 0) move_state<true>(state, a.slots + (size_t)p.to * a.slot_stride + in_slot);
+    if (STATE && p.to >= 0) move_state<true>(state, state_of(a, p.to, p.column));
 }
 
 template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) wkv_chunk(const struct chunk_args a) {
@@ -249,14 +255,13 @@ template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) w
     __shared__ __align__(256) struct shared m;
     int number = blockIdx.x / a.H, lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     let_next_kernel_start();
-    if (number >= a.meta.head[1]) return;
+    if (number >= a.meta.head[3]) return;
     /* One load for all four, and by shuffles: else the compiler loads again where they are needed, and waits again. */
-    const int *there = lane < 2 ? a.meta.start + lane : lane == 2 ? a.meta.from : a.meta.to;
-    int value = there[number];
+    int value = ((const int *)(a.meta.units + number))[lane % 4];
     struct piece p = {__shfl_sync(~0u, value, 0), __shfl_sync(~0u, value, 1), __shfl_sync(~0u, value, 2),
                       __shfl_sync(~0u, value, 3), (int)blockIdx.x % a.H * HEAD};
     wait_for_kernels_before(); /* the numbers of the pass come from none */
-    if (p.last - p.first <= CHUNK_GRAIN && p.from < 0 && p.to < 0) run_piece<STEPS, false>(&m, a, p, warp);
+    if (p.last - p.first <= CHUNK_GRAIN && p.from == NO_PAST && p.to < 0) run_piece<STEPS, false>(&m, a, p, warp);
     else run_piece<STEPS, true>(&m, a, p, warp);
 }
 
@@ -265,7 +270,7 @@ template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) w
 template <int STEPS> static cudaError_t launch(const struct worker *w, const struct chunk_args &a) {
     cudaFuncSetAttribute(wkv_chunk<STEPS>, cudaFuncAttributePreferredSharedMemoryCarveout,
                          cudaSharedmemCarveoutMaxShared);
-    dim3 grid((unsigned)w->grid.S * (unsigned)a.H);
+    dim3 grid((unsigned)w->grid.units * (unsigned)a.H);
     return launch_early(overlaps(w), w->stream, wkv_chunk<STEPS>, grid, THREADS, 0, a);
 }
 
@@ -289,7 +294,14 @@ cudaError_t wkv_chunk_run(const struct worker *w, const struct wkv6 *a, const st
                                      args->slot_stride,
                                      (bf16 *)args->out,
                                      args->C,
-                                     args->H};
+                                     args->H,
+                                     (bf16 *)a->decay,
+                                     (float *)w->temp,
+                                     a->decay + (size_t)w->grid.T * (size_t)args->C / 2};
+    if (w->grid.long_pieces) {
+        cudaError_t status = wkv_states_run(w, &chunk);
+        if (status != cudaSuccess) return status;
+    }
     if (up.k == 64) return launch<4>(w, chunk);
     if (up.k == 128) return launch<8>(w, chunk);
     return launch<0>(w, chunk);

@@ -27,6 +27,10 @@ struct chunk_args {
     size_t slot_stride;
     bf16 *out; /* [T, C] */
     int C, H;
+    /* Of long pieces only: k decayed to the end of its tile, the decay over each tile, states between parts. */
+    bf16 *keys;     /* [T, C] */
+    float *totals;  /* [units, PART / TILE, C] */
+    float *interim; /* [.., H, N, N] */
 };
 
 /* Rows of 64 in 16-bit lie in eight parts of 16 bytes, mixed by their row so that eight rows' same part meets all
@@ -53,10 +57,10 @@ struct shared {
 };
 
 /* Where something lies in shared memory, in bytes; what lies there. */
-static __device__ __forceinline__ int offset(const struct shared *m, const void *p) {
+static __device__ __forceinline__ int offset(const void *m, const void *p) {
     return (int)((const char *)p - (const char *)m);
 }
-template <typename T> static __device__ __forceinline__ T &at(struct shared *m, int offset) {
+template <typename T> static __device__ __forceinline__ T &at(void *m, int offset) {
     return *(T *)((char *)m + offset);
 }
 
@@ -148,8 +152,8 @@ static __device__ __forceinline__ void load_all_low(uint32_t f[STEPS][4], const 
 /* Leaves the exponents time_decay + tanh(low) W2 of a tile's tokens and a head's keys in `out`; past `last` that of no
  * decay, whatever stands there. STEPS is the rank by 16, or 0 where that is not known or not whole. */
 template <int STEPS>
-static __device__ __forceinline__ void decay_up(struct shared *m, const rows32 &out, const struct chunk_args &a,
-                                                int first, int last, int column) {
+static __device__ __forceinline__ void decay_up(void *m, const rows32 &out, const struct chunk_args &a, int first,
+                                                int last, int column) {
     int lane = threadIdx.x % 32, to = offset(m, out) + lane / 4 * 256 + (lane % 4 * 16 ^ mix32(lane / 4));
     uint32_t f[STEPS ? STEPS : 1][4];
     const float *row[2];
@@ -273,7 +277,7 @@ static __device__ __forceinline__ void make_tile(struct shared *m, int tile, int
     float2 w[TILE];
     float one[2][4] = {}, two[2][4] = {}, four[2][4] = {}, eight[4] = {}, bonus[TILE];
 #pragma unroll
-    for (int t = 0; t < TILE; t++) {
+    for (int t = 0; t < TILE; t++) { /* in a function of its own this would move the registers that are spilled */
         float2 d = at<float2>(m, (xs + lane * 8 ^ mix32(t)) + t * 256);
         w[t] = make_float2(decay_of(d.x), decay_of(d.y));
     }
@@ -321,5 +325,8 @@ static __device__ __forceinline__ void make_tile(struct shared *m, int tile, int
     m->high[tile][lane] = high;
     m->low[tile][lane] = low;
 }
+
+/* states.cu: of the long pieces of the pass. Fills keys, totals and interim, and leaves the states that are asked for. */
+cudaError_t wkv_states_run(const struct worker *w, const struct chunk_args *a);
 
 #endif

@@ -27,7 +27,8 @@ struct up_args {
     void *mixed[MIXES6];
     /* the decay: one group */
     const float *time_decay;
-    float *decay; /* [T, C] before exp(-exp()): that is taken where wkv reads it, which hides it behind its own arithmetic */
+    float *
+        decay; /* [T, C] before exp(-exp()): that is taken where wkv reads it, which hides it behind its own arithmetic */
 };
 /* Fills in what is known of a weight [g, k, n] of role LORA_UP. */
 void up_weight(const struct worker *w, const struct weight *weight, struct up_args *args);

@@ -49,8 +49,7 @@ static __global__ void __launch_bounds__(N < 32 ? 32 : N) wkv_plain(const struct
         if (to >= 0 && mine) a.slots[(size_t)to * a.slot_stride + (column + i) * N + n] = state[i];
 }
 
-template <typename In, typename Out>
-static void launch(const struct worker *w, const struct wkv_args &a, int N) {
+template <typename In, typename Out> static void launch(const struct worker *w, const struct wkv_args &a, int N) {
     unsigned blocks = (unsigned)w->grid.S * (unsigned)a.H;
     switch (N) {
     case 8: wkv_plain<In, Out, 8><<<blocks, 32, 0, w->stream>>>(a); break;
@@ -80,7 +79,7 @@ static enum status make_decay(struct worker *w, const struct wkv6 *a, struct err
 enum status cuda_wkv6(struct worker *w, const struct wkv6 *a, struct error *e) {
     const struct dims *d = &w->dev->dims;
     const size_t layer = (size_t)d->C * (size_t)d->N;
-    const enum kernel way = route_wkv(&w->dev->gpu, w->dev->in, d->N);
+    const enum kernel way = route_wkv(&w->dev->gpu, w->dev->in, d->N, 1);
     struct wkv_args args = {};
     args.meta = w->meta;
     args.r = a->r;

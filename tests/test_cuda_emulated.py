@@ -1,0 +1,71 @@
+"""CUDA kernels on a CPU: those of long texts, which must give the bits of short ones.
+
+tests/cuda_emulation runs kernels without Hopper's instructions as plain C++; it needs g++ and the
+headers of the CUDA toolkit, no GPU. What it cannot show (a missing wait for a copy, what only a GPU
+rounds) is left to test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent / "csrc"
+KERNELS = ["pass.cu", "rows/pool.cu", "rwkv6/chunk.cu", "rwkv6/states.cu", "route.c"]
+
+
+def cuda_headers() -> Path:
+    found = shutil.which("nvcc")
+    places = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    places += ["/usr/local/cuda", str(Path(found).resolve().parents[1]) if found else ""]
+    for place in places:
+        if place and (Path(place) / "include" / "cuda_runtime.h").exists():
+            return Path(place) / "include"
+    pytest.skip("no headers of the CUDA toolkit in CUDA_HOME, CUDA_PATH or /usr/local/cuda")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    folder, emulation = tmp_path_factory.mktemp("emulated"), HERE / "cuda_emulation"
+    command = ["g++", "-O1", "-std=c++17", "-ffp-contract=off", "-fno-pie", "-w"]
+    command += [f"-I{path}" for path in (cuda_headers(), CSRC, CSRC / "cuda", emulation)]
+    sources = [CSRC / "cuda" / name for name in KERNELS]
+    sources += [emulation / "emulate.cc", emulation / "long_pieces.cc"]
+    objects = []
+    for number, source in enumerate(sources):
+        objects.append(folder / f"{number}.o")
+        kernel = ["-include", str(emulation / "emulate.h")] if source.suffix == ".cu" else []
+        own = [*kernel, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
+        subprocess.run([*command, *own], check=True)
+    target = folder / "long_pieces"
+    subprocess.run(["g++", "-no-pie", *map(str, objects), "-o", str(target)], check=True)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("lengths", "long_pieces"),
+    [
+        ([40, 600, 20], 1),
+        ([1024, 512, 31, 513], 2),  # whole parts; short by one token; long by one
+        ([700, 640], 2),  # goes on from an earlier pass, goes on in a later one
+        ([5, 64, 200], 0),
+    ],
+)
+def test_long_pieces_have_the_bits_of_short_ones(
+    program: Path, lengths: list[int], long_pieces: int
+) -> None:
+    """wkv over parts side by side against wkv along whole pieces; pooling against sums in order."""
+    command = [str(program), *map(str, lengths)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0].startswith(f"long {long_pieces} ")
+    errors = [float(line.split()[1]) for line in lines if line.startswith("error")]
+    assert errors and max(errors) < 4e-3  # operands are rounded to bfloat16
+    others = [line for line in lines[1:] if not line.startswith("error")]
+    assert len(others) == 10 and all(line.endswith("same") for line in others), others
