@@ -9,7 +9,8 @@
 #include "launch.cuh"
 #include "rwkv6/rwkv6.h"
 
-enum { HEAD = 64, TOKENS = 8, WARPS = 2, THREADS = 32 * WARPS, PART = TOKENS / WARPS };
+enum { HEAD = 64, TOKENS = 8, WARPS = 2, THREADS = 32 * WARPS };
+enum { OWN = TOKENS / WARPS }; /* tokens whose norm a warp makes */
 
 template <typename Out> struct turn {
     Out r[TOKENS][HEAD], k[TOKENS][HEAD], v[TOKENS][HEAD]; /* as they came */
@@ -113,29 +114,29 @@ template <typename Out> static __device__ __forceinline__ void step(struct turn<
     *mine = __fmaf_rn(c->now.bonus[threadIdx.x / 32][t], *mine, y[0]);
 }
 
-/* out = (GroupNorm(y) w + b) silu(g) for the PART tokens from `first`. */
+/* out = (GroupNorm(y) w + b) silu(g) for the OWN tokens from `first`. */
 template <typename In, typename Out>
 static __device__ __forceinline__ void store_part(const struct turn<Out> *c, const struct wkv_args &a, size_t at,
                                                   int first, int count, int set, float2 weight, float2 bias) {
     int lane = threadIdx.x % 32;
-    float2 y[PART];
-    float part[PART];
+    float2 y[OWN];
+    float part[OWN];
 #pragma unroll
-    for (int i = 0; i < PART; i++) {
+    for (int i = 0; i < OWN; i++) {
         y[i] = *(const float2 *)&c->now.v[first + i][2 * lane];
         part[i] = y[i].x + y[i].y;
     }
-    float mean = sum_many<PART>(part) * (1.0f / HEAD);
+    float mean = sum_many<OWN>(part) * (1.0f / HEAD);
 #pragma unroll
-    for (int i = 0; i < PART; i++) {
-        float m = __shfl_sync(~0u, mean, i * (32 / PART));
+    for (int i = 0; i < OWN; i++) {
+        float m = __shfl_sync(~0u, mean, i * (32 / OWN));
         y[i] = make_float2(y[i].x - m, y[i].y - m);
         part[i] = __fmaf_rn(y[i].x, y[i].x, __fmul_rn(y[i].y, y[i].y));
     }
-    float scale = rsqrtf(sum_many<PART>(part) * (1.0f / HEAD) + GROUP_NORM_EPS);
+    float scale = rsqrtf(sum_many<OWN>(part) * (1.0f / HEAD) + GROUP_NORM_EPS);
 #pragma unroll
-    for (int i = 0; i < PART; i++) {
-        float s = __shfl_sync(~0u, scale, i * (32 / PART));
+    for (int i = 0; i < OWN; i++) {
+        float s = __shfl_sync(~0u, scale, i * (32 / OWN));
         if (first + i >= count) continue;
         const Out *g = &c->g[set][first + i][2 * lane];
         float p = __fmaf_rn(y[i].x * s, weight.x, bias.x) * silu(to_float(g[0]));
@@ -162,7 +163,7 @@ template <bool SAVE> static __device__ __forceinline__ void move_state(struct sh
 template <typename In, typename Out>
 static __global__ void __launch_bounds__(THREADS, 8) wkv_64(const struct wkv_args a) {
     __shared__ __align__(16) struct turn<Out> c;
-    int piece = blockIdx.x / a.H, head = blockIdx.x % a.H, lane = threadIdx.x % 32, mine = threadIdx.x / 32 * PART;
+    int piece = blockIdx.x / a.H, head = blockIdx.x % a.H, lane = threadIdx.x % 32, mine = threadIdx.x / 32 * OWN;
     let_next_kernel_start();
     wait_for_kernels_before();
     if (piece >= a.meta.head[1]) return;
