@@ -63,6 +63,7 @@ def test_words_with_unicode_spaces_do_not_break_rows(tmp_path: Path) -> None:
         ([*ROWS, "the cat sat"], "line 6: expected a word and 3 numbers, found 2"),
         ([*ROWS, "on the old mat"], "line 6: expected numbers, found b'the old mat'"),
         ([*ROWS, "owl 1 2 3 4"], "line 6: expected a word and 3 numbers, found 4"),
+        (["dog 1 2 3", "the 1  2"], "line 2: expected 3 numbers, found 2"),
         ([*ROWS, "", "owl 1 2 3"], "line 6: .* an empty line"),
         (["a text of words", "and of more words"], "line 1: .* found b'a text of words'"),
         (["owl 1 2 3", "own 4 5 6"], "expected vectors of the texts' 2 words, found none"),

@@ -114,7 +114,7 @@ def load_vectors(path: str | Path, texts: Iterable[str]) -> WordVectors:
             if name in row:
                 raise DataError(f"{path}, line {line}: the word {name!r} is there twice")
             row[name] = len(vectors)
-            vectors.append(_vector(path, line, numbers))
+            vectors.append(_vector(path, line, numbers, dims))
     if rows == 0 or rows != (promised if promised is not None else rows):
         raise DataError(
             f"{path}: expected {promised or 'some'} rows of word vectors, found {rows}; the file "
@@ -145,7 +145,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         "in GloVe's text format"
                     )
                 raw = raw.removeprefix(BOM) if line == 1 else raw
-                if not raw.strip(b"\r\n"):
+                if not raw.strip():
                     empty = empty or line
                     continue
                 if empty:
@@ -166,7 +166,7 @@ def _first_line(path: Path, raw: bytes) -> tuple[int | None, int]:
         raise DataError(f"{path} is {what}")
     cells = raw.split()
     header = len(cells) == 2 and all(cell.isdigit() for cell in cells)
-    if header and int(cells[0]) and int(cells[1]):
+    if header and int(cells[0]) and 0 < int(cells[1]) <= LONGEST_LINE:
         return int(cells[0]), int(cells[1])
     numbers = 0
     while numbers < len(cells) - 1 and _is_number(cells[-1 - numbers]):
@@ -210,11 +210,14 @@ def _is_number(cell: bytes) -> bool:
     return True
 
 
-def _vector(path: Path, line: int, numbers: bytes) -> NDArray[np.float32]:
+def _vector(path: Path, line: int, numbers: bytes, dims: int) -> NDArray[np.float32]:
     try:
-        vector = np.array(numbers.split(), np.float32)
+        with np.errstate(over="ignore"):  # a number beyond float32 is refused below
+            vector = np.array(numbers.split(), np.float32)
     except ValueError as error:
         raise DataError(f"{path}, line {line}: expected numbers, found {error}") from None
+    if len(vector) != dims:
+        raise DataError(f"{path}, line {line}: expected {dims} numbers, found {len(vector)}")
     if not np.isfinite(vector).all():
         raise DataError(f"{path}, line {line}: expected finite numbers, found {vector.min()}")
     return vector
