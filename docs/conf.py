@@ -24,11 +24,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 # The pages build without the extras: what the integrations derive from is left blank.
 autodoc_mock_imports = ["langchain_core", "mteb", "sentence_transformers", "sklearn", "torch"]
+autodoc_mock_imports += ["prometheus_client", "starlette"]
 
 # Anchors of code hosts are made by scripts; a badge's target needs a signed-in browser.
 linkcheck_anchors = False
 linkcheck_ignore = [r"https://colab\.research\.google\.com/.*"]
 
+REPOSITORY = "https://github.com/rwkvsts/rwkvsts/blob/main"
 ROLES = {"": "ivar", "Parameters": "param", "Raises": "raises"}
 
 
@@ -64,5 +66,11 @@ def sections_to_fields(
     lines[:] = out
 
 
+def links_to_the_repository(app: Any, page: str, source: list[str]) -> None:
+    """What lies outside of this folder is linked to where the project is hosted."""
+    source[0] = source[0].replace("](../", f"]({REPOSITORY}/")
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", sections_to_fields)
+    app.connect("source-read", links_to_the_repository)
