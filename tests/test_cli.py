@@ -89,7 +89,8 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
     monkeypatch.setattr(cli_options, "RWKV", fake)
-    monkeypatch.setattr(experiment, "RWKV", fake)
+    monkeypatch.setattr(experiment.models, "RWKV", fake)
+    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
     return fake
 
 

@@ -28,7 +28,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     rng = np.random.default_rng(0)
     rows = [f"{w} " + " ".join(f"{x:.3f}" for x in rng.normal(size=50)) for w in WORDS[:30]]
     (tmp_path / "glove.txt").write_text("\n".join(rows))
-    monkeypatch.setattr(experiment, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
     monkeypatch.setattr(
         datasets, "load", lambda name, split, *_, **__: made_up_pairs(60, name, split)
     )

@@ -183,7 +183,7 @@ def test_a_full_disk_does_not_end_the_study(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "glove.txt").write_text("w1 1 0\nw2 0 1\n")
-    monkeypatch.setattr(experiment, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
     monkeypatch.setattr(experiment.datasets, "load", lambda *_, **__: made_up_pairs())
     monkeypatch.setattr(passes.os, "fsync", full)
     config = StudyConfig(

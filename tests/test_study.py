@@ -31,7 +31,8 @@ def glove(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> WordCounts:
     fake = WordCounts()
-    monkeypatch.setattr(experiment, "open_model", lambda *_: fake)
+    monkeypatch.setattr(experiment.models, "open_model", lambda *_: fake)
+    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
     monkeypatch.setattr(
         datasets, "load", lambda name, split, *_, **__: made_up_pairs(60, name, split or "all")
     )
@@ -200,7 +201,7 @@ def test_a_bad_model_is_told_before_anything_is_computed(
     def refuse(*_: Any) -> None:
         raise ValueError("no model")
 
-    monkeypatch.setattr(experiment, "open_model", refuse)
+    monkeypatch.setattr(experiment.models, "open_model", refuse)
     monkeypatch.setattr(cost, "time_pairs", lambda *_, **__: pytest.fail("computed"))
     with pytest.raises(ValueError, match="no model"):
         experiment.run(config(glove))
@@ -323,7 +324,8 @@ def test_graded_labels_have_no_auc(
 
 
 def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
     vectors = shared / "glove" / "glove.6B.50d.part.txt"
     study = experiment.run(config(vectors, data=shared, resamples=20))
     figures = {(r.split, r.method): round(r.spearman, 4) for r in study.rows if r.layer is None}

@@ -18,12 +18,11 @@ from ..data import datasets, load_file
 from ..data.datasets import Pairs
 from ..embedder import Layer
 from ..errors import DataError
-from ..model import RWKV
-from . import baselines, cost, machine, notes, published, statistics, table
+from . import baselines, cost, machine, models, notes, published, statistics, table
 from .cost import MIB
 from .methods import Cost, Method, PairSet, Scored
 from .passes import POSITIONS, Keep
-from .settings import Reading, StudyConfig, readings
+from .settings import Reading, StudyConfig
 from .table import OVERLAP, Row
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
     of_models: list[Scored] = []
     norms: list[dict[str, Any]] = []
     for source, name in zip(config.models, model_names(config.models), strict=True):
-        for group in _by_tokenizer(readings(config)):
-            model = open_model(config, source, group)
+        for group in _by_tokenizer(models.readings_of(config, source)):
+            model = models.open_model(config, source, group)
             for reading in group:
                 for split, its_set in zip(pairs, sets, strict=True):
                     of_models += _score(kept, model, name, reading, split, its_set, config)
@@ -160,22 +159,6 @@ def splits_of(config: StudyConfig, task: str) -> tuple[str, ...]:
     if task == "sick-2014" and config.data is None:
         return ("all",)
     return DEFAULT_SPLITS.get(task, ())
-
-
-def open_model(config: StudyConfig, source: str, group: list[Reading]) -> RWKV:
-    """The model for readings of one tokenizer, no deeper than their highest layer."""
-    asked = [layer for reading in group for layer in reading.layers]
-    whole = any(isinstance(layer, str) for layer in asked)
-    return RWKV.from_pretrained(
-        source,
-        revision=config.revision,
-        device=config.device,
-        dtype=config.dtype,
-        tokenizer=group[0].tokenizer,
-        max_layer=None if whole else max(int(layer) for layer in asked),
-        cache_dir=config.cache_dir,
-        local_files_only=config.local_files_only,
-    )
 
 
 def model_names(sources: tuple[str, ...]) -> list[str]:
