@@ -67,11 +67,16 @@ struct architecture {
     const struct product_spec *products;
     int product_count;
     size_t buffers_bytes;
-    bool (*runs_on)(const struct backend *be);
+    enum status (*runs_on)(const struct backend *be, const struct dims *dims, struct error *e);
     /* Bytes that the buffers take for `rows` rows, a multiple of IN_ROWS. With a slab, also points them into it. */
     size_t (*lay_out)(const struct formats *f, size_t rows, char *slab, void *buffers);
     enum status (*forward)(const struct step *s, struct error *e); /* one block: x = block(x) */
 };
+
+/* What runs_on says of a backend that lacks an architecture's verbs. */
+static inline enum status lacks(const struct architecture *a, struct error *e) {
+    return fail(e, DEVICE_FAILED, "%s does not run on this device: use device='cpu'", a->name);
+}
 
 /* Bytes of a buffer, rounded up to what every device is content with. */
 static inline size_t aligned(size_t bytes) {

@@ -193,7 +193,7 @@ size_t model_weight_bytes(const struct model *m) {
 static enum status open_device(struct model *m, const struct device_options *options, struct error *e) {
     const struct architecture *a = m->architecture;
     struct product_kind kinds[2 * MOST_PRODUCTS];
-    if (!a->runs_on(m->be)) return fail(e, DEVICE_FAILED, "%s does not run on this device: use device='cpu'", a->name);
+    TRY(a->runs_on(m->be, &m->dims, e));
     if (a->product_count > 2 * MOST_PRODUCTS)
         return fail(e, DEVICE_FAILED, "%s has %d kinds of products: expected at most %d", a->name, a->product_count,
                     2 * MOST_PRODUCTS);

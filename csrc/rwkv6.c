@@ -180,8 +180,9 @@ static enum status forward(const struct step *s, struct error *e) {
     return channel_mix(s, e);
 }
 
-static bool runs_on(const struct backend *be) {
-    return be->rwkv6 != NULL;
+static enum status runs_on(const struct backend *be, const struct dims *dims, struct error *e) {
+    if (!be->rwkv6) return lacks(&rwkv6, e);
+    return be->rwkv6->fits ? be->rwkv6->fits(dims, e) : OK;
 }
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))

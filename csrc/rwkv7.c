@@ -197,8 +197,9 @@ static enum status forward(const struct step *s, struct error *e) {
     return channel_mix(s, e);
 }
 
-static bool runs_on(const struct backend *be) {
-    return be->rwkv7 != NULL;
+static enum status runs_on(const struct backend *be, const struct dims *dims, struct error *e) {
+    if (!be->rwkv7) return lacks(&rwkv7, e);
+    return be->rwkv7->fits ? be->rwkv7->fits(dims, e) : OK;
 }
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))

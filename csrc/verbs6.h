@@ -33,6 +33,8 @@ struct wkv6 {
 };
 
 struct verbs6 {
+    /* Refuses sizes that no kernel takes; NULL: all fit. */
+    enum status (*fits)(const struct dims *dims, struct error *e);
     enum status (*shift)(struct worker *w, const struct shift6 *a, struct error *e);
     enum status (*wkv)(struct worker *w, const struct wkv6 *a, struct error *e);
 };

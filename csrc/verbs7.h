@@ -30,6 +30,8 @@ struct wkv7 {
 };
 
 struct verbs7 {
+    /* Refuses sizes that no kernel takes; NULL: all fit. */
+    enum status (*fits)(const struct dims *dims, struct error *e);
     enum status (*wkv)(struct worker *w, const struct wkv7 *a, struct error *e);
 };
 

@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("glove", None, "glove.6B.50d.txt, or a .gz of it"),
     ):
         parser.addoption(f"--reproduce-{name}", default=default, help=what)
+    parser.addoption("--rwkv7", help="a real RWKV-7 .pth, to compare with the package rwkv")
+    parser.addoption("--embedding-rwkv", help="a real one, to compare with the package rwkv-emb")
 
 
 def pytest_configure() -> None:

@@ -37,8 +37,17 @@ int route(char *text, size_t n, const int *g, int dtype, const int *s, int T, in
     struct error e;
     dims.rank[SHIFT_RANK] = s[4], dims.rank[DECAY_RANK] = s[5];
     enum status status = route_check(&gpu, "this device", (enum dtype)dtype, &dims, &e);
+    if (status == OK) status = route_fits6(&dims, &e);
     if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T, piece);
     else snprintf(text, n, "%s", e.text);
+    return status;
+}
+
+int fits7(char *text, size_t n, int C, const int *ranks) {
+    struct dims dims = {.C = C, .rank = {ranks[0], ranks[1], ranks[2], ranks[3]}};
+    struct error e = {.text = ""};
+    enum status status = route_fits7(&dims, &e);
+    snprintf(text, n, "%s", e.text);
     return status;
 }
 """
@@ -174,6 +183,24 @@ def test_what_no_kernel_can_do_is_refused(
     rules: ctypes.CDLL, sizes: tuple[int, ...], said: str
 ) -> None:
     assert said in route(rules, H200, BF16, SMALL, sizes)["refused"]
+
+
+@pytest.mark.parametrize(
+    ("C", "ranks", "said"),
+    [
+        (768, (64, 64, 32, 128), ""),  # the released sizes
+        (2048, (96, 96, 64, 256), ""),
+        (4096, (128, 128, 96, 480), ""),
+        (64, (8, 12, 8, 8), "a low rank of 12"),
+        (64, (32, 16, 8, 16), "low ranks of 72 together"),
+    ],
+)
+def test_the_low_ranks_of_rwkv_7(
+    rules: ctypes.CDLL, C: int, ranks: tuple[int, ...], said: str
+) -> None:
+    text = ctypes.create_string_buffer(500)
+    refused = rules.fits7(text, ctypes.c_size_t(len(text)), C, numbers(ranks))
+    assert bool(refused) == bool(said) and said in text.value.decode()
 
 
 def test_the_library_prints_the_same(rules: ctypes.CDLL) -> None:

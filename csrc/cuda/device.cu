@@ -7,6 +7,7 @@
 #include "product/tensor_map.h"
 #include "ptx.cuh"
 #include "rwkv6/rwkv6.h"
+#include "rwkv7/rwkv7.h"
 #include "worker.h"
 
 #include <stdio.h>
@@ -258,6 +259,7 @@ EXPORT int rwkvsts_cuda_route(char *text, size_t n, int capability, int code, in
     dims.C = sizes[0], dims.H = sizes[1], dims.N = sizes[2], dims.F = sizes[3];
     dims.rank[SHIFT_RANK] = sizes[4], dims.rank[DECAY_RANK] = sizes[5];
     enum status status = route_check(&gpu, "this device", (enum dtype)dtype, &dims, &e);
+    if (status == OK) status = route_fits6(&dims, &e);
     if (status == OK) route_print(text, n, &gpu, (enum dtype)dtype, &dims, T, piece);
     else snprintf(text, n, "%s", e.text);
     return status;
@@ -269,7 +271,8 @@ EXPORT int rwkvsts_cuda_plans(const struct device *dev, char *text, size_t n) {
 }
 
 EXPORT const struct backend *rwkvsts_cuda_backend(int abi) {
-    static const struct verbs6 rwkv6 = {HERE(cuda_shift6), HERE(cuda_wkv6)};
+    static const struct verbs6 rwkv6 = {route_fits6, HERE(cuda_shift6), HERE(cuda_wkv6)};
+    static const struct verbs7 rwkv7 = {route_fits7, HERE(cuda_wkv7)};
     static const struct backend backend = {
         device_open,
         HERE(device_close),
@@ -293,7 +296,7 @@ EXPORT const struct backend *rwkvsts_cuda_backend(int abi) {
         HERE(cuda_gemm),
         HERE(cuda_pool),
         &rwkv6,
-        NULL,
+        &rwkv7,
     };
     return abi == CUDA_BACKEND_ABI ? &backend : NULL;
 }

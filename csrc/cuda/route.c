@@ -49,9 +49,30 @@ enum status route_check(const struct gpu *gpu, const char *name, enum dtype dtyp
                     d->C, d->F);
     if (N != 8 && N != 16 && N != 32 && N != 64 && N != 128)
         return fail(e, DEVICE_FAILED, "head size %d: on CUDA 8, 16, 32, 64 or 128 is expected; use device='cpu'", N);
+    return OK;
+}
+
+enum status route_fits6(const struct dims *d, struct error *e) {
     if (d->rank[SHIFT_RANK] > MOST_SHIFT_RANK || d->rank[DECAY_RANK] > MOST_DECAY_RANK)
         return fail(e, DEVICE_FAILED, "low ranks %d and %d: on CUDA at most %d and %d are expected; use device='cpu'",
                     d->rank[SHIFT_RANK], d->rank[DECAY_RANK], MOST_SHIFT_RANK, MOST_DECAY_RANK);
+    return OK;
+}
+
+/* The activated low ranks lie side by side in a matrix as wide as the model, each on lines that products can read. */
+enum status route_fits7(const struct dims *d, struct error *e) {
+    int sum = 0;
+    for (int i = 0; i < MOST_RANKS; i++) {
+        sum += d->rank[i];
+        if (d->rank[i] % 8)
+            return fail(e, DEVICE_FAILED, "a low rank of %d: on CUDA a multiple of 8 is expected; use device='cpu'",
+                        d->rank[i]);
+    }
+    if (sum > d->C)
+        return fail(e, DEVICE_FAILED,
+                    "low ranks of %d together: on CUDA at most %d, the width of the model, are expected; use "
+                    "device='cpu'",
+                    sum, d->C);
     return OK;
 }
 

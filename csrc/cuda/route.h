@@ -19,6 +19,8 @@
  *                                                       other, then all of its parts side by side
  *                           wkv_64                      heads of 64 otherwise; up_rows has made the decay
  *                           wkv_plain                   other heads; likewise
+ *   RWKV-7: low ranks       activate_low                always; then products
+ *   RWKV-7: wkv             wkv7_tokens                 always
  *   pool                    pool_rows                   pieces that are not long
  *                           pool_long                   long ones
  *   the whole pass          one recorded launch         few rows, its bucket seen before; kernels overlap on Hopper
@@ -74,6 +76,10 @@ const char *kernel_name(enum kernel kernel);
 /* Refuses what no kernel can do, by name: this dtype or these sizes. `name` is the device's. */
 enum status route_check(const struct gpu *gpu, const char *name, enum dtype dtype, const struct dims *dims,
                         struct error *e);
+
+/* What the kernels of one architecture ask of sizes besides. */
+enum status route_fits6(const struct dims *dims, struct error *e);
+enum status route_fits7(const struct dims *dims, struct error *e);
 
 bool route_is_few(int T); /* and then a pass is recorded */
 bool route_overlaps(const struct gpu *gpu);
