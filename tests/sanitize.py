@@ -1,7 +1,8 @@
 """The C core under gcc's sanitizers: a build for each, and the tests that reach the core.
 
     python tests/sanitize.py                    asan, then tsan, over the files named below
-    python tests/sanitize.py tsan -- -k threads one of them; what follows -- goes to pytest
+    python tests/sanitize.py tsan -- tests/test_model.py -k threads
+                                                one of them; what follows -- goes to pytest
 
 asan is AddressSanitizer with UndefinedBehaviorSanitizer, tsan is ThreadSanitizer. The builds lie in
 build/asan and build/tsan; the tree's own build stays. Python itself is not instrumented: leaks are
@@ -18,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "asan": ["tokenizer", "model", "cpu", "refusals", "grain", "checkpoint", "golden"],
-    "tsan": ["model", "cpu", "grain"],
+    "asan": ["tokenizer", "model", "rwkv7", "cpu", "refusals", "grain", "checkpoint", "golden"],
+    "tsan": ["model", "rwkv7", "cpu", "grain"],
 }
 LIBRARIES = {"asan": ["libasan.so", "libubsan.so"], "tsan": ["libtsan.so"]}
 OPTIONS = {"asan": "ASAN_OPTIONS", "tsan": "TSAN_OPTIONS"}
@@ -75,11 +76,13 @@ def run(kind: str, arguments: list[str]) -> bool:
 
 
 def main() -> None:
-    kinds, _, arguments = " ".join(sys.argv[1:]).partition("--")
-    chosen = kinds.split() or list(TESTS)
+    given = sys.argv[1:]
+    until = given.index("--") if "--" in given else len(given)
+    chosen = given[:until] or list(TESTS)
     if any(kind not in TESTS for kind in chosen):
-        raise SystemExit(f"expected asan, tsan or nothing, found {kinds!r}")
-    if not all([run(kind, arguments.split()) for kind in chosen]):  # both run, whatever fails
+        raise SystemExit(f"expected asan, tsan or nothing, found {' '.join(chosen)!r}")
+    paths_resolved = [str(ROOT / a) if (ROOT / a).exists() else a for a in given[until + 1 :]]
+    if not all([run(kind, paths_resolved) for kind in chosen]):  # both run, whatever fails
         raise SystemExit(1)
 
 
