@@ -30,7 +30,7 @@ from .embedder import (
     middle_layer,
 )
 from .errors import CheckpointError
-from .opening import Opened, Options, open_model
+from .opening import Opened, Options, open_model, read_head
 from .states import AT_A_TIME, State, state_bytes, vectors
 from .tokenizer import Tokenizer
 
@@ -199,6 +199,17 @@ class RWKV:
     def memory(self) -> dict[str, int]:
         """Bytes on the device: "weights", "workspace" now, and the "peak" of both together."""
         return self._core.memory()
+
+    def head(self) -> FloatArray:
+        """The language-modelling head, float32 [V, C], read from the file; the model needs it not.
+
+        Raises
+        ------
+        CheckpointError : the file has none, as that of the bundled model
+        """
+        if self._options is None:
+            raise CheckpointError("this model was not opened from a source that has a head")
+        return read_head(replace(self._options, revision=self.revision))
 
     def encode(
         self,

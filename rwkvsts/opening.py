@@ -20,7 +20,7 @@ from .device import Choice, choose, cuda_library, threads_here
 from .embedder import FloatArray, check_range
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, open_checkpoint
-from .files.hub import fetch, resolve
+from .files.hub import Source, fetch, resolve
 from .progress import bar
 from .tokenizer import Tokenizer, load
 
@@ -73,20 +73,8 @@ def open_model(options: Options, token: str | None = None) -> Opened:
     check_range("max_layer", options.max_layer, 0, MOST_BLOCKS - 1)
     check_range("threads", options.threads, 1, MOST_THREADS)
     check_range("device_memory", options.device_memory, 0, sys.maxsize)
-    hub: dict[str, Any] = {
-        "cache_dir": options.cache_dir,
-        "local_files_only": options.local_files_only,
-        "token": token,
-    }
-    name = os.fspath(options.source)
-    place = DEMO if name == "demo" else options.source
-    found = resolve(
-        place,
-        file=options.file,
-        vocabulary=options.vocabulary,
-        revision=options.revision,
-        **hub,
-    )
+    hub = _hub(options, token)
+    found = _find(options, hub)
     with open_checkpoint(found) as checkpoint:
         shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
         n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
@@ -101,9 +89,42 @@ def open_model(options: Options, token: str | None = None) -> Opened:
         except CheckpointError:
             raise  # it names its file
         except ValueError as error:
-            raise CheckpointError(f"{name}: {error}") from error
+            raise CheckpointError(f"{os.fspath(options.source)}: {error}") from error
     blocks = core.config["n_layer"] if options.max_layer is None else options.max_layer + 1
     return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
+
+
+def read_head(options: Options) -> FloatArray:
+    """The language-modelling head of what the options name, float32 [V, C]; no model needs it.
+
+    Raises CheckpointError where the file has none.
+    """
+    with open_checkpoint(_find(options, _hub(options, None))) as checkpoint:
+        if "head.weight" not in checkpoint.tensors:
+            raise CheckpointError(
+                f"{os.fspath(options.source)}: expected a tensor head.weight, the "
+                "language-modelling head, found none: this checkpoint was saved without it"
+            )
+        return _float32(checkpoint.read("head.weight"))
+
+
+def _hub(options: Options, token: str | None) -> dict[str, Any]:
+    return {
+        "cache_dir": options.cache_dir,
+        "local_files_only": options.local_files_only,
+        "token": token,
+    }
+
+
+def _find(options: Options, hub: dict[str, Any]) -> Source:
+    """The files that the options name."""
+    return resolve(
+        DEMO if os.fspath(options.source) == "demo" else options.source,
+        file=options.file,
+        vocabulary=options.vocabulary,
+        revision=options.revision,
+        **hub,
+    )
 
 
 def _core_options(options: Options, choice: Choice) -> dict[str, Any]:
@@ -139,8 +160,11 @@ def _heads(checkpoint: Checkpoint) -> dict[str, FloatArray]:
     heads = {}
     for name in checkpoint.tensors:
         if name.startswith("head.") and name != "head.weight":
-            array = checkpoint.read(name)
-            if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            heads[name] = array.astype(np.float32)
+            heads[name] = _float32(checkpoint.read(name))
     return heads
+
+
+def _float32(array: np.ndarray) -> FloatArray:
+    if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
