@@ -21,7 +21,7 @@ import pytest
 from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
-from rwkvsts import RWKV6, DataError, corpus
+from rwkvsts import RWKV6, DataError, cli, corpus
 from rwkvsts.corpus import blocks, job, meter, options, overlap, readers
 
 TEXTS = [f"text {i}: {'long ' * (i % 7)}end \u2028 {'ünï'[: i % 4]}" for i in range(40)]
@@ -414,3 +414,20 @@ class TestOverlap:
         endless.close()
         count = len(made)
         assert count <= 5 and len(made) == count
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--layers", "1"], "name --id-column"),
+        (["--id-column", "id"], "name the layers by --layers"),
+        (["--id-column", "id", "--layers", "1", "--shard-rows", "9"], "--shard-rows is not known"),
+        (["--id-column", "id", "--layers", "1", "--input-format", "text"], "inputs of text"),
+    ],
+)
+def test_ray_refuses_what_it_has_no_part_for(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(Path("a.jsonl"), records())
+    assert cli.main(["embed", "a.jsonl", "--out", "out", "--ray", *argv]) == 1
+    assert message in capsys.readouterr().err

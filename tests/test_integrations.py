@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 import rwkvsts
 from rwkvsts import RWKV
+from rwkvsts.cli.main import _parser
 
 TEXTS = [f"Sentence number {i} is {'long ' * (i % 5)}here." for i in range(23)]
 
@@ -255,3 +258,50 @@ class TestMteb:
         assert meta.experiment_kwargs["layer"] == 6 and meta.experiment_kwargs["max_length"] == 9
         assert _name("RWKV/v6-Finch-1B6-HF") == "RWKV/v6-Finch-1B6-HF"
         assert _name("/home/me/a model.pth") == "rwkvsts/a-model.pth"
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "INTEGRATIONS.md"
+
+
+def runs(code: str, names: dict[str, Any]) -> None:
+    """Run a page's lines; skips where a library that they import is not installed."""
+    for library in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(library, reason=f"the page's lines need {library}")
+    exec(compile(code, str(PAGE), "exec"), names)
+
+
+def test_the_readmes_lines_name_what_there_is() -> None:
+    section = (ROOT / "README.md").read_text().split("## Where it plugs in")[1].split("\n## ")[0]
+    found = re.findall(r"`(rwkvsts[. ][^`]*)`", section)
+    assert len(found) == 8
+    for line in found:
+        if line.startswith("rwkvsts "):
+            _parser().parse_args(line.split()[1:])
+        else:
+            module, call = re.fullmatch(r"([\w.]+)\.(\w+\(.*\))", line).groups()
+            library = module.split(".")[-1].replace("langchain", "langchain_core")
+            pytest.importorskip(library, reason=f"README's line needs {library}")
+            runs(f"from {module} import *\nfrom {module} import {call.split('(')[0]}\n{call}", {})
+
+
+@pytest.mark.parametrize("page", re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_the_pages_commands_parse(page: str) -> None:
+    for line in page.replace("\\\n", " ").splitlines():
+        if (at := line.find("rwkvsts ")) >= 0 and "pip install" not in line:
+            _parser().parse_args(shlex.split(line[at:], comments=True)[1:])
+
+
+def test_the_pages_lines_run() -> None:
+    needs("sentence_transformers", "sentence-transformers")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 8
+    skipped = []
+    for block in blocks:
+        try:
+            runs(block, names)
+        except pytest.skip.Exception as reason:
+            skipped.append(str(reason))
+    if skipped:
+        pytest.skip(f"the rest ran; {'; '.join(skipped)}")

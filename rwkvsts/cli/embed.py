@@ -17,6 +17,7 @@ from ..model import RWKV
 from ..progress import say
 from ..tokenizer import KINDS
 from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
+from .spread import spread
 
 # Names that promise a format which is not written here.
 FOREIGN = (
@@ -49,6 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_output_options(parser)
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
     add_threads(parser)
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: at this address, at RAY_ADDRESS, or a new one of this machine",
+    )
     parser.set_defaults(run=run_embed)
 
 
@@ -96,6 +104,9 @@ def run_embed(args: argparse.Namespace) -> None:
     sources = corpus.find(args.inputs, args.input_format)
     _check_apart(out, sources, args.inputs)
     columns = corpus.Columns(args.column, args.id_column, tuple(args.keep))
+    if args.ray is not None:
+        spread(args, sources, columns)
+        return
     found = corpus.survey(sources, columns, args.on_empty)
     model = load_model(args)
     layers = args.layers or (middle_layer(model.config.n_layer),)

@@ -193,16 +193,11 @@ class Shard:
         """The rows are those of the block's texts; its empty rows become null."""
         import pyarrow
 
-        whole = narrow(block, rows, self._options)
-        if self._npy is not None:
-            self._npy.append(whole)
         columns = list(block.carried.columns)
         if self._npy is None:
-            mask = pyarrow.array(block.empty) if block.empty.any() else None
-            for at in range(whole.shape[1]):
-                flat = pyarrow.array(np.ascontiguousarray(whole[:, at]).ravel())
-                kind = self._schema.field(len(block.carried.columns) + at).type
-                columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask))
+            columns += embedding_columns(block, rows, self._options)
+        else:
+            self._npy.append(narrow(block, rows, self._options))
         table = pyarrow.table(columns, schema=self._schema)
         if len(table):
             self._writer.write_table(table, row_group_size=len(table))
@@ -295,6 +290,19 @@ def job_in(path: Path) -> Path | None:
                 "choose a new or empty one"
             )
     return known
+
+
+def embedding_columns(block: Block, rows: Rows, options: Options) -> list[Any]:
+    """A fixed-size list array for each layer, null where a row is empty."""
+    import pyarrow
+
+    whole = narrow(block, rows, options)
+    mask = pyarrow.array(block.empty) if block.empty.any() else None
+    columns = []
+    for at in range(whole.shape[1]):
+        flat = pyarrow.array(np.ascontiguousarray(whole[:, at]).ravel())
+        columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, whole.shape[2], mask=mask))
+    return columns
 
 
 def _schema(about: dict[str, Any], found: Survey, options: Options) -> Any:

@@ -1,0 +1,182 @@
+"""Ray Data: a corpus over many machines and GPUs, by Ray's scheduler and Ray's restarts.
+
+    import ray
+    from rwkvsts.integrations.ray import Embedder
+
+    (
+        ray.data.read_parquet("docs/")
+        .map_batches(
+            Embedder,
+            fn_constructor_args=("demo",),
+            batch_format="pyarrow",
+            num_gpus=1,
+            compute=ray.data.ActorPoolStrategy(size=8),
+        )
+        .write_parquet("out/")
+    )
+
+Every actor opens the model for itself: one a GPU, or one for so many threads of the CPU. A row's
+bits do not depend on the actor that embeds it, as long as all run on one kind of device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..corpus.blocks import prepare
+from ..corpus.options import Options, differences
+from ..corpus.output import embedding_columns
+from ..corpus.readers import Columns
+from ..embedder import middle_layer
+from ..errors import DataError
+from . import Source, absent, opened
+
+try:
+    import pyarrow
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+except ImportError as error:
+    absent(error, "ray")
+
+JOB = "_job.json"
+
+
+class Embedder:
+    """For `Dataset.map_batches` with batch_format="pyarrow".
+
+    A table in, a table out: the id column, the kept columns, and a fixed-size list for each layer,
+    called layer_7 and so on, as `rwkvsts embed` writes them.
+
+    Parameters
+    ----------
+    model : a source, which every actor opens
+    columns : which columns are read and kept; default: all are kept, "text" is read
+    options : as in `rwkvsts embed`; default: the layer half-way up
+    load : options of `rwkvsts.load`
+    """
+
+    def __init__(
+        self,
+        model: Source,
+        columns: Columns | None = None,
+        options: Options | None = None,
+        **load: Any,
+    ) -> None:
+        layers = () if options is None else options.layers
+        highest = max(layers) if layers and "final" not in layers else None
+        self.model = opened(model, highest, **load)
+        self._columns = columns
+        middle = middle_layer(self.model.config.n_layer)
+        self._options = options or Options((middle,))
+
+    def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
+        """Embed a batch."""
+        options = self._options
+        columns = self._columns or Columns(id=table.column_names[0], keep=table.column_names[1:])
+        block = prepare(table, columns, self.model.tokenizer, options.max_length, options.on_empty)
+        if options.on_empty == "error" and block.counts.empty:
+            ids = table.column(columns.id or 0)
+            bad = next(i for i, text in enumerate(table.column(columns.text)) if not text.as_py())
+            raise DataError(
+                f"the row {ids[bad].as_py()!r} has no text; leave it out, or choose on_empty "
+                "'skip' or 'null'"
+            )
+        found = block.carried
+        rows = self._encode(block.texts)
+        names = [f"layer_{layer}" for layer in options.layers]
+        for name, column in zip(names, embedding_columns(block, rows, options), strict=True):
+            found = found.append_column(name, column)
+        return found
+
+    def _encode(self, texts: list[str]) -> Any:
+        options = self._options
+        return self.model.encode(
+            texts,
+            layers=list(options.layers),
+            pooling=options.pooling,
+            prompt=options.prompt,
+            max_length=options.max_length,
+            normalize=options.normalize,
+            show_progress=False,
+        )
+
+
+def to_folder(
+    dataset: Any,
+    out: str | os.PathLike[str],
+    model: Source,
+    columns: Columns,
+    options: Options,
+    *,
+    actors: int | None = None,
+    gpus: float = 0,
+    threads: int = 1,
+    batch_rows: int = 1024,
+    **load: Any,
+) -> None:
+    """Embed a dataset into a folder of Parquet files; started again it skips the rows that stand.
+
+    The rows that are done are noted by Ray in a folder beside `out`, which all machines must reach.
+
+    Parameters
+    ----------
+    dataset : read by Ray; columns.id must name a column whose values are unique
+    actors : at most; default: as many as the cluster has room for beside reading and writing
+    gpus, threads : of an actor
+    load : options of `rwkvsts.load`
+    """
+    if columns.id is None:
+        raise DataError("Ray skips the rows that are done by their ids: name the id column")
+    folder = Path(out).absolute()
+    _same_job(folder, model, columns, options)
+    context = ray.data.DataContext.get_current()
+    before = context.checkpoint_config
+    context.checkpoint_config = CheckpointConfig(
+        columns.id, f"{folder}.checkpoint", delete_checkpoint_on_success=False
+    )
+    try:
+        dataset.context.checkpoint_config = context.checkpoint_config
+        dataset.map_batches(
+            Embedder,
+            fn_constructor_args=(os.fspath(model), columns, options),
+            fn_constructor_kwargs={"threads": threads, **load},
+            batch_format="pyarrow",
+            batch_size=batch_rows,
+            num_gpus=gpus or None,
+            num_cpus=None if gpus else threads,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors or _room(gpus, threads)),
+        ).write_parquet(str(folder))
+    finally:
+        context.checkpoint_config = before
+
+
+def _room(gpus: float, threads: int) -> int:
+    """How many actors the cluster holds, with a core of each machine left to read and write."""
+    resources = ray.cluster_resources()
+    if gpus:
+        return max(int(resources.get("GPU", 0) / gpus), 1)
+    machines = sum(node["Alive"] for node in ray.nodes())
+    return max(int((resources.get("CPU", 1) - machines) / threads), 1)
+
+
+def _same_job(folder: Path, model: Source, columns: Columns, options: Options) -> None:
+    """Note what the folder is embedded with; refuse to go on with anything else."""
+    source = os.fspath(model)
+    about = {
+        "model": os.path.basename(source) if os.path.isabs(source) else source,
+        "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
+        "embedding": {**vars(options), "layers": list(options.layers)},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = folder / JOB
+    if not noted.exists():
+        if others := [path.name for path in folder.iterdir()]:
+            raise DataError(
+                f"{folder} holds {min(others)!r} and no job of this program; choose a new folder"
+            )
+        noted.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    elif differ := differences(json.loads(noted.read_text("utf-8")), about):
+        raise DataError(f"{folder} holds a job that differs: {'; '.join(differ[:4])}")
