@@ -22,7 +22,8 @@ import cuda_peers
 import numpy as np
 
 from rwkvsts import RWKV6, _core
-from rwkvsts.device import cuda_library, query_cuda
+from rwkvsts.device import cuda_facts, cuda_library, cuda_route, query_cuda
+from rwkvsts.opening import Opened
 
 BLOCKS = 12
 LAYERS = [*range(1, BLOCKS, 2)]
@@ -48,7 +49,7 @@ def make_model(tensors: dict[str, np.ndarray], dtype: str, budget: int = 0) -> R
         if core.wants(name):
             core.put(name, a, "bfloat16")
     core.seal()
-    return RWKV6(core, None, "random", None, dtype, BLOCKS)
+    return RWKV6(Opened(core, None, dtype, BLOCKS, None))
 
 
 def seconds(m: RWKV6, ids: list[np.ndarray], repeats: int, rows: int | None = None) -> float:
@@ -107,6 +108,10 @@ def main() -> None:
     start = time.perf_counter()
     m = make_model(tensors, args.dtype)
     print(f"opened in {time.perf_counter() - start:.2f} s")
+    sizes = [SIZE.C, SIZE.C // SIZE.N, SIZE.N, SIZE.F, SIZE.R, SIZE.D]
+    facts = cuda_facts()
+    for step, kernel in cuda_route(facts, args.dtype, sizes, 64 * facts[3], 70).items():
+        print(f"  {step}: {kernel}")
     rate = tokens / seconds(m, ids, args.repeats)
     print(f"{rate:,.0f} tokens/s, {100 * rate / args.ceiling:.0f} % of the products alone")
     print("memory:", {name: f"{size / 1e9:.3f} GB" for name, size in m.memory().items()})

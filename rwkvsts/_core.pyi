@@ -23,6 +23,7 @@ State = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 class Model:
     architecture: str
     config: dict[str, int]
+    ranks: tuple[int, int, int, int]
     device: str
     def __new__(
         cls,

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ += ["query_cuda", "threads_here"]
 
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
 DTYPES = ("float32", "bfloat16", "float16")
+DTYPES_IN_C = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum dtype of csrc/base.h
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,41 @@ def query_cuda(ordinal: int = 0) -> Cuda:
     if failed:
         raise DeviceError(f"{asked}: {message}")
     return Cuda(message, (major.value, minor.value), free.value, total.value)
+
+
+def cuda_facts(ordinal: int = 0) -> tuple[int, int, int, int]:
+    """What kernels are chosen by on a CUDA device: compute capability (90 for 9.0), the one that
+    its code is compiled for, whether that is Hopper's own code, multiprocessors."""
+    query_cuda(ordinal)  # raises where there is none
+    facts = (ctypes.c_int * 4)()
+    ctypes.CDLL(str(CUDA_LIBRARY)).rwkvsts_cuda_facts(ctypes.c_int(ordinal), facts)
+    return facts[0], facts[1], facts[2], facts[3]
+
+
+def cuda_route(
+    facts: tuple[int, int, int, int], dtype: str, sizes: Sequence[int], tokens: int, piece: int
+) -> dict[str, str]:
+    """Which CUDA kernel runs for each step of a pass of RWKV-6; see csrc/cuda/route.h.
+
+    facts : of the device, as cuda_facts gives them; it need not be here
+    sizes : embedding, heads, head size, feed-forward, ranks of the token shift and of the decay
+    tokens, piece : of the pass, and of the longest text in it
+
+    Raises
+    ------
+    DeviceError : that device cannot run such a model, or this copy was built without CUDA
+    """
+    if not CUDA_LIBRARY.exists():
+        raise DeviceError("this copy was built without CUDA")
+    text = ctypes.create_string_buffer(4000)
+    numbers = (ctypes.c_int * 6)(*sizes)
+    failed = ctypes.CDLL(str(CUDA_LIBRARY)).rwkvsts_cuda_route(
+        text, ctypes.c_size_t(len(text)), *facts, DTYPES_IN_C[dtype], numbers, tokens, piece
+    )
+    said = text.value.decode()
+    if failed:
+        raise DeviceError(said)
+    return dict(line.split(": ", 1) for line in said.splitlines())
 
 
 def cuda_library() -> str:

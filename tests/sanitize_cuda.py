@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, int]] = {
     "wide": {"C": 1152, "N": 64, "F": 64, "L": 1},  # products of few rows are cut differently
     "many rows": {"C": 1024, "N": 64, "F": 64, "R": 32, "L": 1},  # norms walk over them
 }
-MANY = [40] * 25  # with the others, beyond eight rows a multiprocessor
+MANY = [*[40] * 25, 600]  # with the others, beyond eight rows a multiprocessor; a long text
 MEMORY = 64 << 20  # of which a quarter is what choosing products may take: keeps their trial small
 
 

@@ -462,7 +462,7 @@ def test_info_tells_versions_devices_and_sizes(
 
     sizes = dataclasses.make_dataclass("Config", [("n_layer", int), ("n_embd", int)])(12, 192)
     model = types.SimpleNamespace(
-        source="made/up", revision="abc", config=sizes, architecture="RWKV-6"
+        source="made/up", revision="abc", config=sizes, architecture="made up"
     )
     monkeypatch.setattr(info.RWKV, "from_pretrained", lambda *_, **__: model)
     assert cli.main(["info", "made/up"]) == 0

@@ -22,7 +22,7 @@ from tinymodel import error, load, random_ids, random_weights
 
 from rwkvsts import RWKV6, DeviceError
 from rwkvsts.data import datasets
-from rwkvsts.device import cuda_library, query_cuda
+from rwkvsts.device import cuda_facts, cuda_library, cuda_route, query_cuda
 from rwkvsts.study.statistics import cosine, spearman
 
 pytestmark = pytest.mark.gpu
@@ -366,6 +366,20 @@ def test_no_fast_path_is_lost(device: tuple[int, int]) -> None:
     assert all(f"few rows {few};" in line for line in plans), plans
     if device == (9, 0):
         assert any("squared" in line and ":yes" in line for line in plans), plans
+
+
+def test_the_code_that_runs_is_made_for_this_device() -> None:
+    """A build for older devices runs here too, by their routes: right, and slow."""
+    capability, code, hopper, _ = cuda_facts()
+    assert 75 <= code <= capability
+    assert query_cuda().capability == divmod(code, 10)
+    if code < min(capability, 90):
+        pytest.skip("this build is for older devices: RWKVSTS_CUDA_ARCHS")
+    assert bool(hopper) == (capability == 90)
+    sizes, dtype = (2048, 32, 64, 7168, 32, 64), "bfloat16" if code >= 80 else "float16"
+    found = cuda_route(cuda_facts(), dtype, sizes, 54, 27)
+    few = "stream_product" if hopper else "few_rows" if code >= 80 else "cublasLt"
+    assert found["ffn value"] == few
 
 
 def test_a_device_is_asked_for_by_number(tmp_path: Path, bits16: str) -> None:

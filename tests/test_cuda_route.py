@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkvsts.device import CUDA_LIBRARY
+from rwkvsts import DeviceError
+from rwkvsts.device import CUDA_LIBRARY, cuda_route
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 F32, F16, BF16 = range(3)  # enum dtype
@@ -206,9 +207,7 @@ def test_the_low_ranks_of_rwkv_7(
 def test_the_library_prints_the_same(rules: ctypes.CDLL) -> None:
     if not CUDA_LIBRARY.exists():
         pytest.skip("the CUDA part was not built: there was no nvcc")
-    text = ctypes.create_string_buffer(4000)
-    printed = ctypes.CDLL(str(CUDA_LIBRARY)).rwkvsts_cuda_route
-    failed = printed(text, ctypes.c_size_t(len(text)), *H200, BF16, numbers(FINCH), LARGE, 27)
-    assert not failed
-    lines = dict(line.split(": ") for line in text.value.decode().splitlines())
-    assert lines == route(rules, H200, BF16, LARGE)
+    assert cuda_route(H200, "bfloat16", FINCH, LARGE, 27) == route(rules, H200, BF16, LARGE)
+    assert cuda_route(T4, "float16", FINCH, SMALL, 27) == route(rules, T4, F16, SMALL)
+    with pytest.raises(DeviceError, match="code for 7.5"):
+        cuda_route(H200_OLD_CODE, "bfloat16", FINCH, LARGE, 27)

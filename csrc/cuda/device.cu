@@ -249,6 +249,17 @@ EXPORT int rwkvsts_cuda_query(char *text, size_t n, int *major, int *minor, size
     return status;
 }
 
+/* What routes are chosen by on a device that is here: capability, code, Hopper's own code, multiprocessors. */
+EXPORT int rwkvsts_cuda_facts(int ordinal, int facts[4]) {
+    const struct on_device here(ordinal);
+    struct found found = {};
+    struct error e = {OK, ""};
+    enum status status = find_device(ordinal, &found, &e);
+    facts[0] = found.gpu.capability, facts[1] = found.gpu.code;
+    facts[2] = found.gpu.hopper, facts[3] = found.gpu.multiprocessors;
+    return status;
+}
+
 /* The route of a pass of RWKV-6, printed, for any device, there or not: see route.h. `sizes` are C, H, N, F, R, D; dtype as
  * in base.h. */
 EXPORT int rwkvsts_cuda_route(char *text, size_t n, int capability, int code, int hopper, int multiprocessors,

@@ -169,6 +169,12 @@ static PyObject *Model_config(Model *self, void *none) {
                          d->N, "n_ffn", d->F, "n_vocab", d->V);
 }
 
+static PyObject *Model_ranks(Model *self, void *none) {
+    (void)none;
+    const int *rank = self->dims.rank;
+    return Py_BuildValue("(iiii)", rank[0], rank[1], rank[2], rank[3]);
+}
+
 static PyObject *Model_device(Model *self, void *none) {
     (void)none;
     return PyUnicode_FromString(self->m->be->describe(self->m->dev));
@@ -192,6 +198,7 @@ static PyMethodDef Model_methods[] = {
 
 static PyGetSetDef Model_getset[] = {
     {"config", (getter)Model_config, NULL, "sizes of the checkpoint", NULL},
+    {"ranks", (getter)Model_ranks, NULL, "ranks of the low-rank terms in the architecture's own order, 0: not used", NULL},
     {"device", (getter)Model_device, NULL, "what the model runs on, in words", NULL},
     {"architecture", (getter)Model_architecture, NULL, "\"RWKV-6\"", NULL},
     {NULL, NULL, NULL, NULL, NULL},

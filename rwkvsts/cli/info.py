@@ -44,6 +44,26 @@ def run_info(args: argparse.Namespace) -> None:
         )
         facts |= {"model": model.source, "architecture": model.architecture}
         facts |= {"revision": model.revision, **asdict(model.config)}
+        if model.architecture == "RWKV-6":
+            facts |= routes(model)
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {'-' if value is None else value}")
+
+
+def routes(model: RWKV) -> dict[str, object]:
+    """Which CUDA kernel runs for each step: a pair of sentences; many; long texts. Empty where no
+    CUDA device can run the model."""
+    config = model.config
+    ranks = model._core.ranks
+    sizes = [config.n_embd, config.n_head, config.head_size, config.n_ffn, ranks[0], ranks[1]]
+    try:
+        facts, dtype = device.cuda_facts(), device.choose("cuda", "auto").dtype
+        many = 64 * facts[3]
+        return {
+            f"{tokens} tokens, texts of {piece}: {step}": kernel
+            for tokens, piece in ((54, 27), (many, 27), (many, 4096))
+            for step, kernel in device.cuda_route(facts, dtype, sizes, tokens, piece).items()
+        }
+    except DeviceError:
+        return {}
