@@ -174,7 +174,8 @@ struct backend {
     /* A pass: begin, the verbs, end. *replay: this very pass shape was recorded before, skip the verbs. */
     enum status (*begin)(struct worker *w, const struct pass *pass, bool *replay, struct error *e);
     enum status (*end)(struct worker *w, struct error *e);
-    enum status (*finish)(struct worker *w, struct error *e); /* all passes done, all `pooled` written */
+    /* All passes are done, all `pooled` written; *finite: none of it since the last finish is NaN or infinite. */
+    enum status (*finish)(struct worker *w, bool *finite, struct error *e);
 
     enum status (*embed)(struct worker *w, const struct embed *a, struct error *e);
     enum status (*shift)(struct worker *w, const struct shift *a, struct error *e);
@@ -192,7 +193,7 @@ struct backend {
 const struct backend *cpu_backend(void);
 
 /* The CUDA backend is a shared library of its own that exports this one symbol. */
-#define CUDA_BACKEND_ABI 3
+#define CUDA_BACKEND_ABI 4
 #define CUDA_BACKEND_SYMBOL "rwkvsts_cuda_backend"
 typedef const struct backend *(*cuda_backend_entry)(int abi);
 

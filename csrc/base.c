@@ -152,6 +152,17 @@ void array_to_float(const struct array *a, size_t first, size_t n, float *out) {
     }
 }
 
+bool floats_finite(const float *x, size_t n) {
+    const uint32_t exponent = 0x7f800000u;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bad |= (bits & exponent) == exponent;
+    }
+    return !bad;
+}
+
 size_t array_not_finite(const struct array *a) {
     /* An exponent of all ones is NaN or infinity in each format. The first loop has no exit, so that it vectorises. */
     size_t n = array_count(a), bad = 0;

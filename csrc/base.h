@@ -74,6 +74,9 @@ uint16_t float_to_half(float f);     /* to nearest, ties to even; overflow gives
 /* out[n] = elements first .. first + n of a, in single precision. */
 void array_to_float(const struct array *a, size_t first, size_t n, float *out);
 
+/* Whether none of n floats is NaN or infinite. */
+bool floats_finite(const float *x, size_t n);
+
 /* Index of the first element that is NaN or infinite, or SIZE_MAX. */
 size_t array_not_finite(const struct array *a);
 

@@ -300,7 +300,7 @@ static void begin_request(struct session *s, const struct request *r) {
     s->passes = 0;
 }
 
-static enum status run_passes(struct session *s, const struct request *r, struct error *e) {
+static enum status run_passes(struct session *s, const struct request *r, bool *finite, struct error *e) {
     struct cursor at = {0, 0, 0};
     int64_t done = 0;
     begin_request(s, r);
@@ -312,16 +312,16 @@ static enum status run_passes(struct session *s, const struct request *r, struct
         done += s->pass.finished;
         s->passes++;
     }
-    TRY(s->be->finish(s->w, e));
+    TRY(s->be->finish(s->w, finite, e));
     return poll(s, r, done, e);
 }
 
 /* Rounding and subnormals are the process's to set, and another library may have set them: here they are the default. */
-enum status session_run(struct session *s, const struct request *r, struct error *e) {
+enum status session_run(struct session *s, const struct request *r, bool *finite, struct error *e) {
     TRY(check_request(s, r, e));
     fegetenv(&s->callers);
     fesetenv(FE_DFL_ENV);
-    enum status st = run_passes(s, r, e);
+    enum status st = run_passes(s, r, finite, e);
     fesetenv(&s->callers);
     return st;
 }

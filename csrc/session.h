@@ -34,7 +34,8 @@ struct request {
     void *user;
 };
 
-/* A sequence may be longer than a pass: it goes on in the next one from its own state, with the same bits. */
-enum status session_run(struct session *s, const struct request *r, struct error *e);
+/* A sequence may be longer than a pass: it goes on in the next one from its own state, with the same bits. *finite: no
+ * pooled row holds NaN or infinity. */
+enum status session_run(struct session *s, const struct request *r, bool *finite, struct error *e);
 
 #endif

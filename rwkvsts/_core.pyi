@@ -54,4 +54,4 @@ class Model:
         progress: Callable[[int], object] | None,
         skip: NDArray[np.int32] | None = None,
         origin: NDArray[np.int64] | None = None,
-    ) -> State | None: ...
+    ) -> State | bool: ...  # the states where last; else whether out is finite

@@ -221,6 +221,8 @@ def _not_empty(
 
 def _skipping(batch: Batch, least: int, name: str, first: int) -> Batch:
     """The batch with at least so many first tokens of each sequence not pooled."""
+    if not least and batch.skip is None:
+        return batch
     lengths = np.diff(batch.start)
     skip = np.zeros(len(lengths), np.int32) if batch.skip is None else batch.skip
     skip = np.maximum(skip, least).astype(np.int32)

@@ -445,7 +445,7 @@ class RWKV:
         """The states after sequences, [S, ...] each array."""
         none, limit = np.empty(0, np.int32), how.batch_tokens or 0
         last = self._core.run(read.ids, read.start, none, 0, None, how.state, True, limit, None)
-        assert last is not None  # it was asked for
+        assert isinstance(last, tuple)  # it was asked for
         return State(*last)
 
     def _need_tokenizer(self) -> Tokenizer:
@@ -484,9 +484,10 @@ class RWKV:
             for first, read in batch.ahead(items, prepare):
                 part = rows[first : first + len(read.start) - 1]
                 bar.expect(first, len(read.ids))
-                self._run(read, request, part, how, bar.update)
+                finite = self._run(read, request, part, how, bar.update)
                 bar.update(len(part))
-                batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
+                if not finite:
+                    batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
                 request.finish(part)
         return result
 
@@ -497,9 +498,9 @@ class RWKV:
         rows: FloatArray,
         how: Pass,
         progress: Callable[[int], object] | None = None,
-    ) -> None:
-        """Fill the pooled rows of some sequences."""
-        self._core.run(
+    ) -> bool:
+        """Fill the pooled rows of some sequences; whether all of them are finite."""
+        finite = self._core.run(
             read.ids,
             read.start,
             np.array(request.columns, np.int32),
@@ -512,6 +513,7 @@ class RWKV:
             read.skip,
             how.origin,
         )
+        return finite is True
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,12 @@ static enum status pass_done(struct worker *w, struct error *e) {
     return OK; /* every verb has finished when it returns */
 }
 
+static enum status passes_done(struct worker *w, bool *finite, struct error *e) {
+    (void)e;
+    *finite = !atomic_exchange_explicit(&w->not_finite, false, memory_order_relaxed);
+    return OK;
+}
+
 const struct backend *cpu_backend(void) {
     static const struct backend backend = {
         .open = device_open,
@@ -298,7 +304,7 @@ const struct backend *cpu_backend(void) {
         .download = worker_copy,
         .begin = pass_begin,
         .end = pass_done,
-        .finish = pass_done,
+        .finish = passes_done,
         .embed = cpu_embed,
         .shift = cpu_shift,
         .gemm = cpu_gemm,

@@ -161,9 +161,11 @@ static void pool_strip(void *context, int item, int thread) {
         }
         pool_row(k, pass->pooling, width, before + t - first - skip, x, sum);
     }
-    if (!ends || pass->pooling == POOL_LAST || pass->pooling == POOL_MAX) return;
+    if (!ends) return;
     double weight = pass->pooling == POOL_MEAN ? (double)total : 0.5 * (double)total * (double)(total + 1);
-    for (int i = 0; i < width; i++) sum[i] = (float)(sum[i] / weight);
+    for (int i = 0; i < width && (pass->pooling == POOL_MEAN || pass->pooling == POOL_WEIGHTED); i++)
+        sum[i] = (float)(sum[i] / weight);
+    if (!floats_finite(sum, (size_t)width)) atomic_store_explicit(&w->not_finite, true, memory_order_relaxed);
 }
 
 enum status cpu_pool(struct worker *w, const struct pool *a, struct error *e) {

@@ -42,11 +42,12 @@ struct worker {
     struct team *team;
     int rows, sequences, columns;
     struct pass pass;
-    int32_t *piece;        /* [rows] which piece a row belongs to */
-    float *zeros;          /* [C] what precedes a fresh sequence */
-    float *carry[2];       /* [columns, C] pooled so far of the sequence that goes on: this pass reads */
-    int turn;              /* carry[turn] and leaves carry[!turn] */
-    unsigned char *packed; /* inputs of gemm, packed */
+    int32_t *piece;         /* [rows] which piece a row belongs to */
+    float *zeros;           /* [C] what precedes a fresh sequence */
+    float *carry[2];        /* [columns, C] pooled so far of the sequence that goes on: this pass reads */
+    int turn;               /* carry[turn] and leaves carry[!turn] */
+    atomic_bool not_finite; /* a pooled row since the last finish is not */
+    unsigned char *packed;  /* inputs of gemm, packed */
     size_t packed_bytes;
     struct thread_scratch *scratch; /* [threads] */
     struct allocation *allocations;

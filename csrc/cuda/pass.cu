@@ -54,6 +54,7 @@ static struct record *record_of(struct worker *w, const struct shape *shape, boo
 static enum status deliver(struct worker *w, struct flight *f, struct error *e) {
     if (!f->bytes) return OK;
     CUDA_TRY(w->dev, cudaEventSynchronize(f->done), "waiting for a pass", e);
+    if (!floats_finite(f->pinned, f->bytes / sizeof *f->pinned)) w->not_finite = true;
     memcpy(f->target, f->pinned, f->bytes);
     f->bytes = 0;
     return OK;
@@ -231,9 +232,11 @@ enum status cuda_end(struct worker *w, struct error *e) {
     return OK;
 }
 
-enum status cuda_finish(struct worker *w, struct error *e) {
+enum status cuda_finish(struct worker *w, bool *finite, struct error *e) {
     TRY(device_usable(w->dev, e));
     TRY(deliver(w, &w->flights[w->turn], e)); /* the older, while the device works on the other */
     TRY(deliver(w, &w->flights[w->turn ^ 1], e));
+    *finite = !w->not_finite;
+    w->not_finite = false;
     return cuda_status(w->dev, cudaStreamSynchronize(w->stream), "finishing", e);
 }

@@ -80,6 +80,7 @@ struct worker {
     float *carry;  /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
     struct flight flights[FLIGHTS];
     int turn;
+    bool not_finite; /* a pooled row that was delivered since the last finish is not */
     bool pool_waits; /* the pooled rows of the pass before may still be leaving */
     cudaEvent_t computed;
     struct record records[RECORDS], *record;
@@ -99,7 +100,7 @@ enum status cuda_download(struct worker *w, void *host, const void *device, size
 /* pass.cu */
 enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, struct error *e);
 enum status cuda_end(struct worker *w, struct error *e);
-enum status cuda_finish(struct worker *w, struct error *e);
+enum status cuda_finish(struct worker *w, bool *finite, struct error *e);
 size_t number_bytes(int T, int S);
 
 /* rows/ */

@@ -191,8 +191,8 @@ static PyMethodDef Model_methods[] = {
     {"seal", (PyCFunction)Model_seal, METH_NOARGS, "seal(): no tensor is missing; the model can run"},
     {"memory", (PyCFunction)Model_memory, METH_NOARGS, "memory() -> dict of bytes: weights, workspace, peak"},
     {"run", (PyCFunction)(void (*)(void))Model_run, METH_VARARGS | METH_KEYWORDS,
-     "run(ids, start, layers, pooling, out, first, last, rows, progress, skip=None, origin=None) -> None or the states "
-     "(att_x, ffn_x, wkv)"},
+     "run(ids, start, layers, pooling, out, first, last, rows, progress, skip=None, origin=None) -> whether all rows "
+     "of out are finite or, where last is asked for, the states (att_x, ffn_x, wkv)"},
     {NULL, NULL, 0, NULL},
 };
 

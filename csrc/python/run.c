@@ -274,6 +274,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     struct error e = {OK, ""};
     struct poll p = {0};
     PyObject *result = NULL;
+    bool finite = true;
     if (!self->sealed) {
         PyErr_SetString(PyExc_ValueError, "the model is not sealed: put all its tensors first");
         return NULL;
@@ -291,7 +292,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
         call.request.user = &p;
         p.pid = k.pid;
         p.thread = PyEval_SaveThread();
-        st = session_run(k.session, r, &e);
+        st = session_run(k.session, r, &finite, &e);
         PyEval_RestoreThread(p.thread);
         Py_BEGIN_CRITICAL_SECTION(self);
         give_session(self, &k, st == OK);
@@ -299,7 +300,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     }
     if (st != OK) raise_error(Py_TYPE(self), &e);
     else if (r->last) result = PyTuple_Pack(3, call.returned[0], call.returned[1], call.returned[2]);
-    else result = Py_NewRef(Py_None);
+    else result = PyBool_FromLong(finite);
 done:
     release(&call);
     return result;
