@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -143,17 +144,18 @@ class Request:
         """Raises ValueError for a layer or a pooling that the model has not."""
         if pooling not in model.poolings:
             expected = f"expected one of {', '.join(model.poolings)}"
-            raise ValueError(f"pooling={pooling!r}: {expected}")
+            raise ValueError(f"pooling={reprlib.repr(pooling)}: {expected}")
         one = isinstance(layers, (int, str, np.integer))
         if not one and not isinstance(layers, Iterable):
-            raise TypeError(f"layers={layers!r}: expected a layer or a list of layers")
+            raise TypeError(f"layers={reprlib.repr(layers)}: expected a layer or a list of layers")
         listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
         if not listed:
             raise ValueError("layers is empty: name at least one")
         place = {layer: i for i, layer in enumerate(model.layers)}
         for layer in listed:
             if isinstance(layer, bool) or layer not in place:
-                raise ValueError(f"layer {layer!r}: this model holds {_in_words(model.layers)}")
+                held = _in_words(model.layers)
+                raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
         return cls(tuple(place[layer] for layer in listed), one, pooling, normalize, out)
 
     def result(self, texts: tuple[int, ...], width: int) -> tuple[FloatArray, FloatArray]:
@@ -214,7 +216,7 @@ def check_range(name: str, value: int | None, least: int, most: int) -> None:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r}: expected a whole number") from None
+        raise TypeError(f"{name}={reprlib.repr(value)}: expected a whole number") from None
     if isinstance(value, bool) or not least <= number <= most:
         raise ValueError(f"{name}={value}: expected {least} .. {most}")
 

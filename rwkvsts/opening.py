@@ -89,7 +89,8 @@ def open_model(options: Options, token: str | None = None) -> Opened:
         except CheckpointError:
             raise  # it names its file
         except ValueError as error:
-            raise CheckpointError(f"{os.fspath(options.source)}: {error}") from error
+            where = os.fspath(options.source)
+            raise CheckpointError(f"{where}: {error}{_of(checkpoint)}") from error
     blocks = core.config["n_layer"] if options.max_layer is None else options.max_layer + 1
     return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
 
@@ -124,6 +125,16 @@ def _find(options: Options, hub: dict[str, Any]) -> Source:
         vocabulary=options.vocabulary,
         revision=options.revision,
         **hub,
+    )
+
+
+def _of(checkpoint: Checkpoint) -> str:
+    """What to add to a refusal of tensors that the file calls otherwise than the message."""
+    if checkpoint.origin is None:
+        return ""
+    return (
+        f". The file is in {checkpoint.origin}'s naming, of which not all was found: take the "
+        "same model as BlinkDL or Hugging Face distribute it"
     )
 
 

@@ -62,6 +62,8 @@ def run(kind: str, arguments: list[str]) -> bool:
     }
     named = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS[kind]]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # Paths are the tree's, from which this is started.
+    arguments = [str(Path(a).resolve()) if Path(a).exists() else a for a in arguments]
     print(f"== {kind}", flush=True)
     # Started in the package's folder: in the tree, Python would find the tree's own build first.
     code = subprocess.run(

@@ -19,6 +19,7 @@ from tinymodel7 import (
     web_rwkv_names,
 )
 
+import rwkvsts
 from rwkvsts import CheckpointError
 from rwkvsts.files.checkpoint import open_checkpoint
 from rwkvsts.files.hub import resolve
@@ -164,3 +165,16 @@ def test_a_shape_that_cannot_be_split(
     with pytest.raises(CheckpointError, match=expected) as caught:
         open_checkpoint(resolve(tmp_path))
     assert name in str(caught.value) and "model.safetensors" in str(caught.value)
+
+
+def test_a_refusal_says_whose_names_the_file_uses(tmp_path: Path) -> None:
+    """The message speaks in BlinkDL's names, which such a file does not hold."""
+    arrays = {
+        "model.embeddings.weight": np.ones((9, 64), np.float32),
+        "model.layers.0.attn.bonus": np.ones((1, 64), np.float32),
+        "model.layers.0.attn.x_bias": np.ones((5, 64), np.float32),
+        "model.layers.0.attn.x_proj.0.mu": np.ones(64, np.float32),
+    }
+    write_safetensors(tmp_path / "x.safetensors", arrays)
+    with pytest.raises(CheckpointError, match=r"missing.*in flash-linear-attention's naming.*take"):
+        rwkvsts.load(tmp_path, device="cpu", tokenizer=None)

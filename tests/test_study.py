@@ -282,7 +282,9 @@ def test_facts_tell_how_to_repeat_the_run(model: WordCounts, glove: Path) -> Non
     assert facts["models"][0]["revision"] == "abc123"
     assert facts["models"][0]["memory"]["peak"] == 3 << 20
     place = f"{glove.parent.name}/{glove.name}"  # and not where the user's home is
-    assert facts["word_vectors"] == {"source": place, "rows": 30, "dims": 50}
+    share = facts["word_vectors"]["share"]
+    assert 0 < share <= 1 and any(f"know {share:.1%} of the texts' words" in n for n in study.notes)
+    assert facts["word_vectors"] == {"source": place, "rows": 30, "dims": 50, "share": share}
     assert facts["numpy"] == np.__version__
     (run,) = study.runs
     assert run["config"]["glove"] == place and run["config"]["layers"] == [1, 3]

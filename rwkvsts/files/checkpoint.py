@@ -80,10 +80,18 @@ class Checkpoint:
 
     tensors : mapping of BlinkDL names to TensorInfo(dtype, shape), in the order of the files
     source : what was opened
+    origin : whose names the files use, where they are not BlinkDL's own or Hugging Face's
     """
 
-    def __init__(self, source: Source, located: Mapping[str, Located], files: ExitStack) -> None:
+    def __init__(
+        self,
+        source: Source,
+        located: Mapping[str, Located],
+        origin: str | None,
+        files: ExitStack,
+    ) -> None:
         self.source = source
+        self.origin = origin
         self._located = located
         self._files = files
         self._promised = None if source.index is None else shard_names(source.index)
@@ -169,14 +177,17 @@ def open_checkpoint(source: Source) -> Checkpoint:
             index = _read_index(file, path)
             _check_bytes(index, file, path)
             stored += [Stored(file, path, name, extent) for name, extent in index.items()]
-        located = _locate(stored)
+        located, origin = _locate(stored)
         if not located:
             raise refusal(str(source.files[0]), "tensors", "none")
-        return Checkpoint(source, located, files.pop_all())
+        return Checkpoint(source, located, origin, files.pop_all())
 
 
-def _locate(stored: Sequence[Stored]) -> dict[str, Located]:
-    """BlinkDL's names of all tensors. One that is there twice matters only where it is read."""
+def _locate(stored: Sequence[Stored]) -> tuple[dict[str, Located], str | None]:
+    """BlinkDL's names of all tensors, and whose names the files use.
+
+    A tensor that is there twice matters only where it is read.
+    """
     plain = {tensor.name: unwrapped(tensor.name) for tensor in stored}
     naming = Naming({plain[tensor.name]: tensor.extent.info.shape for tensor in stored})
     located: dict[str, Located] = {}
@@ -185,7 +196,7 @@ def _locate(stored: Sequence[Stored]) -> dict[str, Located]:
         for part in naming.parts(where, plain[tensor.name], tensor.extent.info.shape):
             first = located.get(part.name)
             located[part.name] = Located(tensor, part, None if first is None else first.stored)
-    return located
+    return located, naming.origin
 
 
 def _check_bytes(index: Mapping[str, Extent], file: BinaryIO, path: Path) -> None:

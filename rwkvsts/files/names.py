@@ -168,7 +168,12 @@ class Naming:
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         ours = {canonical_name(name): shape for name, shape in shapes.items()}
         self._block: dict[str, Way] = dict(RWKV_CPP_7)
+        self.origin: str | None = None  # whose naming it is, where it is not BlinkDL's own
+        layers = filter(None, map(FLA_LAYER.fullmatch, shapes))
+        if any(layer[2] in FLA_BLOCK for layer in layers):
+            self.origin = "flash-linear-attention"
         if any(name.endswith(ONLY_WEB_RWKV_6) for name in ours):
+            self.origin = "web-rwkv"
             self._block |= WEB_RWKV_6
         if _low_ranks_turned(ours):
             self._block |= LOW_RANKS_7

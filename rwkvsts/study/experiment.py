@@ -279,6 +279,7 @@ def _vector_facts(vectors: baselines.WordVectors) -> dict[str, Any]:
         "source": short(vectors.source),
         "rows": vectors.file_rows,
         "dims": vectors.table.shape[1],
+        "share": round(vectors.share, 4),
     }
 
 

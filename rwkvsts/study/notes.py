@@ -73,8 +73,8 @@ def _word_vectors(rows: list[Row], runs: list[dict[str, Any]]) -> list[str]:
         found = dict(vectors)
         notes.append(
             f"GloVe: average of word vectors, {found['rows']:,} rows of {found['dims']} numbers in "
-            f"{found['source']}; an unknown word is a zero vector; 'words split' cuts punctuation "
-            "off and leaves unknown words out."
+            f"{found['source']}, which know {found['share']:.1%} of the texts' words; an unknown "
+            "word is a zero vector; 'words split' cuts punctuation off and leaves those out."
         )
         whole = (found["rows"], found["dims"]) == (published.GLOVE_ROWS, 50)
         if not whole and any(r.task == "mrpc" for r in rows):
