@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Layer = int | Literal["final", "retr", "sts", "cls"]  # the last three of trained embedders
+Layer = int | Literal["final", "retr", "sts", "cls"]
+NAMED_LAYERS: tuple[Layer, ...] = ("final", "retr", "sts", "cls")  # the last three of EmbeddingRWKV
 Layers = Layer | Sequence[Layer]
 FloatArray = NDArray[np.float32]
 

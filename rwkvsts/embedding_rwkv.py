@@ -92,6 +92,11 @@ class EmbeddingRWKV(RWKV7):
         streams = super().layers
         return (*streams, *TASKS) if "final" in streams else streams
 
+    @property
+    def default_layer(self) -> Layer:
+        """The head for retrieval, as the models' own code has it."""
+        return TASKS[0]
+
     def encode(
         self,
         texts: str | Sequence[str],
@@ -173,15 +178,6 @@ class EmbeddingRWKV(RWKV7):
         listed = listed_items("ids", ids)
         how = Pass(state, batch_tokens, show_progress)
         return self._encode(listed, (len(listed),), prepare, request, how)
-
-    def _request(
-        self,
-        layers: Layers | None,
-        pooling: str,
-        normalize: bool = False,
-        out: FloatArray | None = None,
-    ) -> Request:
-        return Request.of(self, TASKS[0] if layers is None else layers, pooling, normalize, out)
 
     def _encode(
         self,

@@ -192,6 +192,11 @@ class RWKV:
         return (*blocks, "final") if self.n_blocks == self.config.n_layer else blocks
 
     @property
+    def default_layer(self) -> Layer:
+        """The layer that is taken where none is named."""
+        return middle_layer(self.config.n_layer)
+
+    @property
     def width(self) -> int:
         """C, the length of an embedding."""
         return self.config.n_embd
@@ -460,13 +465,13 @@ class RWKV:
         normalize: bool = False,
         out: FloatArray | None = None,
     ) -> Request:
-        middle = middle_layer(self.config.n_layer)
-        if layers is None and middle >= self.n_blocks:
+        if layers is None and self.default_layer not in self.layers:
             raise ValueError(
-                f"the default layer is {middle}, half-way up, and max_layer={self.n_blocks - 1} "
+                f"the default layer is {self.default_layer}, and max_layer={self.n_blocks - 1} "
                 "left it out: name the layers"
             )
-        return Request.of(self, middle if layers is None else layers, pooling, normalize, out)
+        asked = self.default_layer if layers is None else layers
+        return Request.of(self, asked, pooling, normalize, out)
 
     def _encode(
         self,

@@ -58,6 +58,7 @@ class Stand:
         self.device, self.dtype, self.source, self.revision = "cpu", "float32", "made/up", None
         self.n_blocks, self.width = 12, 2
         self.architecture, self.layers = "made up", (*range(12), "final")
+        self.default_layer = 6
         self.tokenizer = Letters()
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import sys
 import types
 from functools import cache
@@ -19,6 +20,7 @@ from tinymodel7 import Arrays, embedder_names, random_weights7
 
 import rwkvsts
 from rwkvsts import CheckpointError
+from rwkvsts.cli import main
 from rwkvsts.embedding_rwkv import EOS, _readings
 
 V, C = 65536, 64
@@ -154,6 +156,35 @@ def test_what_is_refused(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
 def test_blocks_above_max_layer_take_the_heads_along(tmp_path: Path) -> None:
     m = load(tmp_path, stored(), max_layer=0)
     assert m.layers == (0,) and m.encode("abc", layers=0).shape == (C,)
+
+
+# ---- through the stack ---------------------------------------------------------------------------
+
+
+def test_the_command_line(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
+    write_torch(tmp_path / "emb.pth", stored())
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), "utf-8")
+    command = ["embed", str(tmp_path / "texts.txt"), "--model", str(tmp_path / "emb.pth")]
+    command += ["--tokenizer", "bytes", "--device", "cpu", "--dtype", "float32"]
+    for layers, wanted in (([], "retr"), (["--layers", "sts"], "sts"), (["--layers", "1"], 1)):
+        out = tmp_path / "rows.npy"
+        assert main([*command, *layers, "--out", str(out)]) == 0
+        rows = model.encode(TEXTS, layers=wanted)  # type: ignore[arg-type]
+        assert np.load(out).tobytes() == rows.tobytes(), layers
+
+
+def test_scikit_learn(model: rwkvsts.EmbeddingRWKV) -> None:
+    pytest.importorskip("sklearn", reason="pip install scikit-learn, for its transformer")
+    from rwkvsts.integrations.sklearn import Embedder
+
+    assert Embedder(model).fit_transform(TEXTS).tobytes() == model.encode(TEXTS).tobytes()
+    sts = Embedder(model, layer="sts").fit_transform(TEXTS)
+    assert sts.tobytes() == model.encode(TEXTS, layers="sts").tobytes()
+
+
+def test_a_copy_embeds_alike(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
+    again = pickle.loads(pickle.dumps(model))
+    assert again.encode(TEXTS).tobytes() == model.encode(TEXTS).tobytes()
 
 
 # ---- the models' own code -----------------------------------------------------------------------

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 from .. import corpus
-from ..embedder import middle_layer
 from ..errors import DataError
 from ..model import RWKV
 from ..progress import say
@@ -109,7 +108,7 @@ def run_embed(args: argparse.Namespace) -> None:
         return
     found = corpus.survey(sources, columns, args.on_empty)
     model = load_model(args)
-    layers = args.layers or (middle_layer(model.config.n_layer),)
+    layers = args.layers or (model.default_layer,)
     options = corpus.Options(
         layers=layers,
         pooling=args.pooling,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..embedder import middle_layer
 from ..errors import DataError
 from ..tokenizer import KINDS
 from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
@@ -41,7 +40,7 @@ def run_mteb(args: argparse.Namespace) -> None:
     except KeyError as error:
         raise DataError(f"--task: {error.args[0]}") from None
     model = load_model(args)
-    layers = args.layers or (middle_layer(model.config.n_layer),)
+    layers = args.layers or (model.default_layer,)
     print(f"{'task':30} {'layer':>6} {'main score':>10}")
     for layer in layers:
         embedder = Embedder(model, layer, args.pooling, args.max_length)

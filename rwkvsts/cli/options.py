@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from .. import device
+from ..embedder import NAMED_LAYERS
 from ..errors import DataError
 from ..model import POOLING, RWKV, Layer
 
@@ -21,7 +22,9 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) ->
         help="of the texts: the model's own, the paper's, or an id a byte",
     )
     parser.add_argument(
-        "--layers", type=layer_list, help="e.g. 1,3,5 or final; default: the one half-way up"
+        "--layers",
+        type=layer_list,
+        help="e.g. 1,3,5 or final; retr, sts or cls of an embedder; default: the model's own",
     )
     parser.add_argument("--pooling", choices=POOLING, default="mean", help="over a text's tokens")
     add_device_options(parser)
@@ -53,8 +56,8 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace) -> RWKV:
     """The model that the three above asked for, with no more blocks than its layers need."""
-    # None, the layer half-way up, lies in a depth that is not known yet.
-    some = args.layers is not None and "final" not in args.layers
+    # None, the default, lies in a depth that is not known yet.
+    some = args.layers is not None and all(isinstance(layer, int) for layer in args.layers)
     return RWKV.from_pretrained(
         args.model,
         revision=args.revision,
@@ -78,17 +81,13 @@ def device_name(text: str) -> str:
 
 def layer_list(text: str) -> tuple[Layer, ...]:
     parts = [part.strip() for part in text.split(",")]
-    layers: list[Layer] = []
+    named = {str(layer): layer for layer in NAMED_LAYERS}
     for part in parts:
-        if part == "final":
-            layers.append("final")
-        elif part.isdecimal():
-            layers.append(int(part))
-        else:
+        if part not in named and not part.isdecimal():
             raise argparse.ArgumentTypeError(
                 f"{part!r} in {text!r}: expected layer numbers from 0, or final, as in 1,3,final"
             )
-    return tuple(layers)
+    return tuple(named[part] if part in named else int(part) for part in parts)
 
 
 def check_writable(folder: Path) -> None:

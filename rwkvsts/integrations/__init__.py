@@ -18,7 +18,7 @@ Source = str | os.PathLike[str]
 def opened(model: RWKV | Source, layer: Layer | None = None, **options: Any) -> RWKV:
     """A model as it is; a source opened, with no more blocks than the layer needs.
 
-    layer : that will be asked for; None, the one half-way up, and "final" need all blocks
+    layer : that will be asked for; None, the model's default, and those with names need all blocks
     options : of `rwkvsts.load`
     """
     if not isinstance(model, (str, os.PathLike)):

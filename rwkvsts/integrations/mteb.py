@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..embedder import Layer, middle_layer
+from ..embedder import Layer
 from ..model import RWKV
 from . import Source, absent, opened
 
@@ -48,7 +48,7 @@ class Embedder(AbsEncoder):  # type: ignore[misc]
         prompts: dict[str, str] | None = None,
     ) -> None:
         self.model = opened(model, layer)
-        self.layer = middle_layer(self.model.config.n_layer) if layer is None else layer
+        self.layer = self.model.default_layer if layer is None else layer
         self.pooling, self.max_length = pooling, max_length
         self.model_prompts = self.validate_task_to_prompt_name(prompts)
         self.mteb_model_meta = _meta(self)
