@@ -225,6 +225,7 @@ static const struct plan *plan_of(int n, int k, enum epilogue epilogue) {
 static void product(const char *name, enum kernel way, int T, int n, int k, enum epilogue epilogue, int together) {
     const struct plan *plan = plan_of(n, k, epilogue);
     const struct queue q = {dev, w->stream, w->meta.head, w->grid.T, w->temp, false};
+    const size_t rows = (size_t)q.rows; /* of its bucket: cublasLt writes them all */
     const bool few = T <= FEW_ROWS, adds = epilogue == ADD || epilogue == GATE_ADD;
     size_t weight_bytes = (size_t)n * (size_t)k * dtype_bytes(dev->in);
     int copies =
@@ -232,10 +233,10 @@ static void product(const char *name, enum kernel way, int T, int n, int k, enum
     std::vector<array_on> weights;
     for (int i = 0; i < copies; i++) weights.emplace_back(dev->in, (size_t)n * (size_t)k, 0.05f);
     const enum dtype out_type = epilogue == RELU2 ? dev->in : adds || epilogue == LOW ? F32 : dev->out;
-    array_on in(dev->in, (size_t)T * (size_t)k), gate;
+    array_on in(dev->in, rows * (size_t)k), gate;
     std::vector<array_on> out;
-    for (int i = 0; i < together; i++) out.emplace_back(out_type, (size_t)T * (size_t)n);
-    if (epilogue == GATE_ADD) gate = array_on(dev->out, (size_t)T * (size_t)n, 4);
+    for (int i = 0; i < together; i++) out.emplace_back(out_type, rows * (size_t)n);
+    if (epilogue == GATE_ADD) gate = array_on(dev->out, rows * (size_t)n, 4);
     const std::vector<double> before = out[0].host();
     auto run = [&](int i) {
         struct product p[MOST_PRODUCTS];

@@ -1,6 +1,6 @@
 /* Weights on the device: `in` type, inputs innermost, whichever way the checkpoint has them.
  *
- * An array is uploaded as it is and turned on the device. Low ranks that go up are padded with zeros to what the fragments
+ * An array is uploaded as it is and put into order on the device. Low ranks that go up are padded with zeros to what the fragments
  * of rwkv6/up.cu count in. The table of embeddings keeps the type of the file, and stays in the host's memory, read row by
  * row over the bus, where the device's would be short. */
 #include "elements.cuh"
@@ -11,7 +11,7 @@
 
 enum { THREADS = 256 };
 
-struct turn {
+struct order {
     int g, n, k, K;    /* groups, outputs, inputs, inputs padded */
     bool inputs_first; /* the source is [g, k, n] */
     bool fragments;    /* in the order that up.cu's lanes load */
@@ -19,7 +19,7 @@ struct turn {
 
 /* Where element i of the result comes from: [g, n, K], or with fragments [g, n / 16, K / 16, lane, 8]: a lane's eight are
  * two pairs of k of one column and of the column two further. */
-static __device__ __forceinline__ void origin(const struct turn &t, size_t i, size_t *g, size_t *n, size_t *k) {
+static __device__ __forceinline__ void origin(const struct order &t, size_t i, size_t *g, size_t *n, size_t *k) {
     if (!t.fragments) {
         *k = i % t.K, *n = i / t.K % t.n, *g = i / t.K / t.n;
         return;
@@ -32,7 +32,7 @@ static __device__ __forceinline__ void origin(const struct turn &t, size_t i, si
 
 template <typename From, typename To>
 static __global__ void __launch_bounds__(THREADS)
-    turn_array(const From *from, To *to, const struct turn t, int *overflow) {
+    order_array(const From *from, To *to, const struct order t, int *overflow) {
     size_t count = (size_t)t.g * t.n * t.K;
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += (size_t)gridDim.x * THREADS) {
         size_t g, n, k;
@@ -45,15 +45,15 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename From>
-static void turn_from(const void *from, enum dtype to, void *out, const struct turn &t, int *overflow) {
-    if (to == F32) turn_array<<<1024, THREADS>>>((const From *)from, (float *)out, t, overflow);
-    else if (to == F16) turn_array<<<1024, THREADS>>>((const From *)from, (half_t *)out, t, overflow);
-    else turn_array<<<1024, THREADS>>>((const From *)from, (bf16 *)out, t, overflow);
+static void order_from(const void *from, enum dtype to, void *out, const struct order &t, int *overflow) {
+    if (to == F32) order_array<<<1024, THREADS>>>((const From *)from, (float *)out, t, overflow);
+    else if (to == F16) order_array<<<1024, THREADS>>>((const From *)from, (half_t *)out, t, overflow);
+    else order_array<<<1024, THREADS>>>((const From *)from, (bf16 *)out, t, overflow);
 }
 
-/* Uploads the array into room of its own, turns it into `out`. */
-static enum status turn_weight(struct device *dev, const struct array *a, const struct turn *t, void *out,
-                               struct error *e) {
+/* Uploads the array into room of its own, puts it into order in `out`. */
+static enum status order_weight(struct device *dev, const struct array *a, const struct order *t, void *out,
+                                struct error *e) {
     size_t bytes = array_count(a) * dtype_bytes(a->dtype), align = 256, flag = (bytes + align - 1) / align * align;
     void *room = NULL;
     int overflow = 0;
@@ -62,9 +62,9 @@ static enum status turn_weight(struct device *dev, const struct array *a, const 
     cudaError_t status = cudaMemcpy(room, a->data, bytes, cudaMemcpyHostToDevice);
     if (status == cudaSuccess) status = cudaMemset(device_overflow, 0, sizeof(int));
     if (status == cudaSuccess) {
-        if (a->dtype == F32) turn_from<float>(room, dev->in, out, *t, device_overflow);
-        else if (a->dtype == F16) turn_from<half_t>(room, dev->in, out, *t, device_overflow);
-        else turn_from<bf16>(room, dev->in, out, *t, device_overflow);
+        if (a->dtype == F32) order_from<float>(room, dev->in, out, *t, device_overflow);
+        else if (a->dtype == F16) order_from<half_t>(room, dev->in, out, *t, device_overflow);
+        else order_from<bf16>(room, dev->in, out, *t, device_overflow);
         status = cudaGetLastError();
     }
     if (status == cudaSuccess) status = cudaMemcpy(&overflow, device_overflow, sizeof overflow, cudaMemcpyDeviceToHost);
@@ -135,19 +135,19 @@ static int padded(int k) {
 
 static enum status pack_matrix(struct device *dev, enum role role, const struct array *a, struct weight *out,
                                struct error *e) {
-    struct turn t = {1, (int)a->shape[0], (int)a->shape[1], (int)a->shape[1], false, false};
-    if (role == LORA_DOWN) t = turn{1, (int)a->shape[1], (int)a->shape[0], (int)a->shape[0], true, false};
+    struct order t = {1, (int)a->shape[0], (int)a->shape[1], (int)a->shape[1], false, false};
+    if (role == LORA_DOWN) t = order{1, (int)a->shape[1], (int)a->shape[0], (int)a->shape[0], true, false};
     if (role == LORA_UP) {
         bool groups = a->ndim == 3;
         int k = (int)a->shape[groups], n = (int)a->shape[1 + groups];
-        t = turn{groups ? (int)a->shape[0] : 1, n, k, padded(k), true, dev->in != F32};
+        t = order{groups ? (int)a->shape[0] : 1, n, k, padded(k), true, dev->in != F32};
     }
     size_t bytes = (size_t)t.g * (size_t)t.n * (size_t)t.K * dtype_bytes(dev->in);
     *out = weight{NULL, bytes, role, t.g, t.n, t.k, 0};
     TRY(device_alloc(dev, bytes, &out->data, e));
     if (role == LINEAR && a->dtype == dev->in)
         return cuda_status(dev, cudaMemcpy(out->data, a->data, bytes, cudaMemcpyHostToDevice), "loading a weight", e);
-    return turn_weight(dev, a, &t, out->data, e);
+    return order_weight(dev, a, &t, out->data, e);
 }
 
 enum status cuda_pack(struct device *dev, enum role role, const struct array *a, struct weight *out, struct error *e) {

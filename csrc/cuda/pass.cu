@@ -128,7 +128,7 @@ static void fill_numbers(struct worker *w, const struct pass *p, int *out) {
     size_t pieces_bytes = (size_t)p->S * sizeof(int);
     out[0] = p->T;
     out[1] = p->S;
-    out[2] = w->turn;
+    out[2] = w->side;
     fill_units(w, p, units, (struct long_piece *)(units + most_units(T, S)));
     out[3] = w->grid.units;
     if (w->grid.units < S) w->grid.units = S; /* of a bucket */
@@ -149,8 +149,8 @@ static void fill_numbers(struct worker *w, const struct pass *p, int *out) {
     }
 }
 
-static enum status stage(struct worker *w, const struct pass *p, struct error *e) {
-    struct flight *f = &w->flights[w->turn];
+static enum status stage_numbers(struct worker *w, const struct pass *p, struct error *e) {
+    struct flight *f = &w->flights[w->side];
     CUDA_TRY(w->dev, cudaEventSynchronize(f->read), "waiting for a pass", e);
     lay_out(w);
     fill_numbers(w, p, f->staged);
@@ -165,7 +165,7 @@ enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, 
     bool seen = false;
     *replay = false;
     TRY(device_usable(w->dev, e));
-    TRY(deliver(w, &w->flights[w->turn], e));
+    TRY(deliver(w, &w->flights[w->side], e));
     w->pass = *pass;
     w->record = NULL;
     w->grid.T = pass->T;
@@ -177,15 +177,15 @@ enum status cuda_begin(struct worker *w, const struct pass *pass, bool *replay, 
         w->grid.S = shape.S;
         w->record = record_of(w, &shape, &seen);
     }
-    TRY(stage(w, pass, e));
+    TRY(stage_numbers(w, pass, e));
     if (!seen) {
         w->record = NULL;
         return OK;
     }
     /* A recorded pass cannot wait in its middle for the rows of the pass before: wait here. */
     w->pool_waits = false;
-    if (w->flights[w->turn ^ 1].bytes)
-        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
+    if (w->flights[w->side ^ 1].bytes)
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->side ^ 1].done, 0), "waiting for pooled rows", e);
     *replay = w->record->exec != NULL;
     if (*replay) return OK;
     /* Relaxed: poll may run Python between blocks, and there another model's memory may be freed. */
@@ -213,13 +213,13 @@ static enum status finish_recording(struct worker *w, struct error *e) {
 }
 
 enum status cuda_end(struct worker *w, struct error *e) {
-    struct flight *f = &w->flights[w->turn];
+    struct flight *f = &w->flights[w->side];
     const struct pass *p = &w->pass;
     if (w->capturing) TRY(finish_recording(w, e));
     if (w->record) CUDA_TRY(w->dev, cudaGraphLaunch(w->record->exec, w->stream), "launching a recorded pass", e);
     f->bytes = (size_t)p->finished * (size_t)p->columns * (size_t)w->dev->dims.C * sizeof(float);
     f->target = p->pooled;
-    w->turn ^= 1;
+    w->side ^= 1;
     if (!f->bytes) return OK;
     cudaStream_t home = w->record ? w->stream : w->copies; /* few rows are sooner copied than another stream is told */
     if (!w->record) {
@@ -234,8 +234,8 @@ enum status cuda_end(struct worker *w, struct error *e) {
 
 enum status cuda_finish(struct worker *w, bool *finite, struct error *e) {
     TRY(device_usable(w->dev, e));
-    TRY(deliver(w, &w->flights[w->turn], e)); /* the older, while the device works on the other */
-    TRY(deliver(w, &w->flights[w->turn ^ 1], e));
+    TRY(deliver(w, &w->flights[w->side], e)); /* the older, while the device works on the other */
+    TRY(deliver(w, &w->flights[w->side ^ 1], e));
     *finite = !w->not_finite;
     w->not_finite = false;
     return cuda_status(w->dev, cudaStreamSynchronize(w->stream), "finishing", e);

@@ -159,7 +159,7 @@ static __device__ __forceinline__ void load_matrices(uint32_t f[4], uint32_t row
                  : "r"(row)
                  : "memory");
 }
-static __device__ __forceinline__ void load_matrices_turned(uint32_t f[4], uint32_t row) {
+static __device__ __forceinline__ void load_matrices_transposed(uint32_t f[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(f[0]), "=r"(f[1]), "=r"(f[2]), "=r"(f[3])
                  : "r"(row)

@@ -24,7 +24,7 @@ enum { PART = 128 };
 
 /* Where the numbers of the pass lie in device memory. */
 struct meta {
-    const int *head;  /* T, S, turn, units */
+    const int *head;  /* T, S, side, units */
     const int *ids;   /* [T] */
     const int *prev;  /* [T] row before in the same sequence, or NO_PAST, or a slot: FROM_SLOT - slot */
     const int *save;  /* [T] slot to leave this row in, or -1 */
@@ -77,9 +77,9 @@ struct worker {
     float *low;    /* [rows, the widest low rank], likewise */
     float2 *stats; /* [rows] mean, 1 / deviation */
     float *pooled; /* [sequences, columns, C] */
-    float *carry;  /* [2, columns, C] pooled so far of the sequence that goes on: head[2] is read, the other left */
+    float *carry;  /* [2, columns, C] pooled so far of the sequence that goes on: one is read, one left */
     struct flight flights[FLIGHTS];
-    int turn;
+    int side;        /* which of the two flights, and of the two rows of carry, this pass takes */
     bool not_finite; /* a pooled row that was delivered since the last finish is not */
     bool pool_waits; /* the pooled rows of the pass before may still be leaving */
     cudaEvent_t computed;

@@ -198,7 +198,8 @@ static PyMethodDef Model_methods[] = {
 
 static PyGetSetDef Model_getset[] = {
     {"config", (getter)Model_config, NULL, "sizes of the checkpoint", NULL},
-    {"ranks", (getter)Model_ranks, NULL, "ranks of the low-rank terms in the architecture's own order, 0: not used", NULL},
+    {"ranks", (getter)Model_ranks, NULL, "ranks of the low-rank terms in the architecture's own order, 0: not used",
+     NULL},
     {"device", (getter)Model_device, NULL, "what the model runs on, in words", NULL},
     {"architecture", (getter)Model_architecture, NULL, "\"RWKV-6\"", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -152,7 +152,7 @@ static inline void load_matrices_as(uint32_t f[4], uint32_t row, bool turned) {
 static inline void load_matrices(uint32_t f[4], uint32_t row) {
     load_matrices_as(f, row, false);
 }
-static inline void load_matrices_turned(uint32_t f[4], uint32_t row) {
+static inline void load_matrices_transposed(uint32_t f[4], uint32_t row) {
     load_matrices_as(f, row, true);
 }
 

@@ -53,7 +53,7 @@ template <typename Cut> struct stream_room {
 };
 
 /* Where in the ring a step lies, and the phase of its barriers. */
-template <typename Cut> struct stream_turn {
+template <typename Cut> struct stream_at {
     int slot = 0;
     unsigned phase = 0;
     __device__ __forceinline__ void next(void) {
@@ -73,7 +73,7 @@ static __device__ __forceinline__ void stream_weights(const stream_room<Cut> &ro
                                                       int steps) {
     for (int s = Cut::STAGES; s < steps && !barrier_over(room.in_full(0), 0); s++)
         prefetch_box(map, 0, output, s * Cut::BOXES); /* until there are rows to multiply with */
-    stream_turn<Cut> at;
+    stream_at<Cut> at;
     for (int s = Cut::STAGES; s < steps; s++, at.next()) {
         barrier_wait(room.empty(at.slot), at.phase);
         stream_weight<Cut>(room, map, output, s, at.slot);
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void stream_weights(const stream_room<Cut> &ro
 template <typename Cut>
 static __device__ __forceinline__ void stream_rows(const stream_room<Cut> &room, const CUtensorMap *map, int row,
                                                    int rows, int steps) {
-    stream_turn<Cut> at;
+    stream_at<Cut> at;
     for (int s = 0; s < steps; s++, at.next()) {
         if (s >= Cut::STAGES) barrier_wait(room.empty(at.slot), at.phase ^ 1);
         barrier_expect(room.in_full(at.slot), rows * Cut::BOXES * ATOM_BYTES);
@@ -94,7 +94,7 @@ static __device__ __forceinline__ void stream_rows(const stream_room<Cut> &room,
 /* Boxes past the end of k hold zeros. */
 template <typename Cut>
 static __device__ __forceinline__ void stream_multiply(float *sum, const stream_room<Cut> &room, int rows, int steps) {
-    stream_turn<Cut> at;
+    stream_at<Cut> at;
     int before = 0;
     for (int s = 0; s < steps; s++) {
         uint64_t w = tile_descriptor(room.w(at.slot));

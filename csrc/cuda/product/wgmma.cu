@@ -54,7 +54,7 @@ static __device__ __forceinline__ struct tile tile_at(const struct many_args &ar
 }
 
 /* Which stage of the ring is next, and the phase of its barriers. */
-struct turn {
+struct ring_at {
     int stage = 0, phase = 0;
     __device__ __forceinline__ void next(void) {
         if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -88,8 +88,8 @@ static __device__ __forceinline__ void prefetch_addends(const struct product &p,
 
 /* Of one tile: the block's own rows, and of the weights its share, which goes to both blocks of the pair. */
 template <int BOXES>
-static __device__ __forceinline__ void copy_tile(const struct many_args &args, const struct ring &ring, struct turn &at,
-                                                 struct tile t) {
+static __device__ __forceinline__ void copy_tile(const struct many_args &args, const struct ring &ring,
+                                                 struct ring_at &at, struct tile t) {
     constexpr int BYTES = OUTPUTS / BOXES * STEP_BYTES;
     const CUtensorMap *in = &args.in[t.which], *w = &args.w[t.which];
     int mine = (int)cluster_rank(), group = t.output / BOXES, k = args.p[t.which].k;
@@ -105,7 +105,7 @@ static __device__ __forceinline__ void copy_tile(const struct many_args &args, c
 }
 
 static __device__ __forceinline__ void copy_tiles(const struct many_args &args, const struct ring &ring) {
-    struct turn at;
+    struct ring_at at;
     int total = args.first[args.count];
     for (int i = (int)blockIdx.x / CLUSTER; i < total; i += (int)gridDim.x / CLUSTER) {
         struct tile t = tile_at(args, i);
@@ -130,7 +130,7 @@ static __device__ __forceinline__ void multiply_stage(float (&sum)[OUTPUTS / 2],
 
 /* The stage before is given back when the tensor cores have left it, this one being queued behind. */
 static __device__ __forceinline__ void multiply_tile(float (&sum)[OUTPUTS / 2], const struct ring &ring,
-                                                     struct turn &at, int steps, int mine) {
+                                                     struct ring_at &at, int steps, int mine) {
     int thread = (int)threadIdx.x % WARPGROUP, before = 0;
     for (int s = 0; s < steps; s++) {
         barrier_wait(ring.full(at.stage), at.phase);
@@ -263,7 +263,7 @@ static __device__ __forceinline__ void write_tile(const struct many_args &args, 
 
 static __device__ __forceinline__ void multiply_tiles(const struct many_args &args, const struct ring &ring,
                                                       int warpgroup) {
-    struct turn at;
+    struct ring_at at;
     int total = args.first[args.count], stride = (int)gridDim.x / CLUSTER, mine = warpgroup * MINE;
     uint32_t room = ring.stages + STAGES * STAGE + ((int)threadIdx.x / 32 - 4) * ROOM;
     for (int i = (int)blockIdx.x / CLUSTER; i < total; i += stride) {

@@ -144,7 +144,7 @@ static __global__ void __launch_bounds__(POOL_THREADS) pool_long(const struct po
 
 enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e) {
     if (w->pool_waits)
-        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->turn ^ 1].done, 0), "waiting for pooled rows", e);
+        CUDA_TRY(w->dev, cudaStreamWaitEvent(w->stream, w->flights[w->side ^ 1].done, 0), "waiting for pooled rows", e);
     w->pool_waits = false;
     struct pool_args args = {};
     args.meta = w->meta;

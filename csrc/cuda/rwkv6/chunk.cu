@@ -46,7 +46,7 @@ static __device__ __forceinline__ void add_seen(struct shared *m, float y[4][4],
 #pragma unroll
         for (int i = 0; i < 4; i++) pack_parts(c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1], &high[i], &low[i]);
 #pragma unroll
-        for (int i = 0; i < 2; i++) block<TURNED>(v[i], m->v[j], 2 * half + i);
+        for (int i = 0; i < 2; i++) block<TRANSPOSED>(v[i], m->v[j], 2 * half + i);
         add_values(y, high, v);
         add_values(y, low, v);
         if (j == 0) break;
@@ -81,11 +81,11 @@ static __device__ __forceinline__ void step_state(struct head_state &state, cons
                                                   const float *total) {
     uint32_t left[2][4];
 #pragma unroll
-    for (int i = 0; i < 2; i++) block<TURNED_LEFT>(left[i], v, 2 * half + i);
+    for (int i = 0; i < 2; i++) block<TRANSPOSED_LEFT>(left[i], v, 2 * half + i);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         uint32_t f[4];
-        block<TURNED>(f, k, j);
+        block<TRANSPOSED>(f, k, j);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float2 d = *(const float2 *)(total + 8 * (2 * j + h) + threadIdx.x % 4 * 2);
@@ -127,7 +127,7 @@ static __device__ __forceinline__ void make_y(struct shared *m, struct head_stat
     uint4 high = m->high[tile][lane], low = m->low[tile][lane];
     const uint32_t a[2][4] = {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
 #pragma unroll
-    for (int i = 0; i < 2; i++) block<TURNED>(v[i], m->v[set + tile], 2 * half + i);
+    for (int i = 0; i < 2; i++) block<TRANSPOSED>(v[i], m->v[set + tile], 2 * half + i);
     add_values(y, a[0], v);
     add_values(y, a[1], v);
     if (STATE && started) add_state(y, m->r[tile], state);
@@ -200,9 +200,9 @@ static __device__ __forceinline__ void load_gate(uint4 gate[4], const struct chu
     }
 }
 
-/* ---- a piece ----------------------------------------------------------------------------------------------------- */
+/* ---- a unit ------------------------------------------------------------------------------------------------------ */
 
-struct piece { /* a unit of a head */
+struct head_unit { /* a unit of a head */
     int first, last, from, to, column;
 };
 
@@ -214,8 +214,8 @@ static __device__ __forceinline__ float *state_of(const struct chunk_args &a, in
 
 /* STATE: without, the piece is a fresh sequence whole, and short enough to need none. */
 template <int STEPS, bool STATE>
-static __device__ __forceinline__ void run_piece(struct shared *m, const struct chunk_args &a, const struct piece &p,
-                                                 int warp) {
+static __device__ __forceinline__ void run_unit(struct shared *m, const struct chunk_args &a, const struct head_unit &p,
+                                                int warp) {
     int lane = threadIdx.x % 32, set = 0; /* which of those kept is the first tile */
     bool started = STATE && p.from != NO_PAST, lasting = p.to >= 0 || p.last - p.first > CHUNK_GRAIN;
     struct head_state state = {};
@@ -258,11 +258,11 @@ template <int STEPS> static __global__ void __launch_bounds__(THREADS, BLOCKS) w
     if (number >= a.meta.head[3]) return;
     /* One load for all four, and by shuffles: else the compiler loads again where they are needed, and waits again. */
     int value = ((const int *)(a.meta.units + number))[lane % 4];
-    struct piece p = {__shfl_sync(~0u, value, 0), __shfl_sync(~0u, value, 1), __shfl_sync(~0u, value, 2),
-                      __shfl_sync(~0u, value, 3), (int)blockIdx.x % a.H * HEAD};
+    struct head_unit p = {__shfl_sync(~0u, value, 0), __shfl_sync(~0u, value, 1), __shfl_sync(~0u, value, 2),
+                          __shfl_sync(~0u, value, 3), (int)blockIdx.x % a.H * HEAD};
     wait_for_kernels_before(); /* the numbers of the pass come from none */
-    if (p.last - p.first <= CHUNK_GRAIN && p.from == NO_PAST && p.to < 0) run_piece<STEPS, false>(&m, a, p, warp);
-    else run_piece<STEPS, true>(&m, a, p, warp);
+    if (p.last - p.first <= CHUNK_GRAIN && p.from == NO_PAST && p.to < 0) run_unit<STEPS, false>(&m, a, p, warp);
+    else run_unit<STEPS, true>(&m, a, p, warp);
 }
 
 /* ---- running ------------------------------------------------------------------------------------------------------- */

@@ -65,17 +65,18 @@ template <typename T> static __device__ __forceinline__ T &at(void *m, int offse
 }
 
 /* Sixteen rows by sixteen columns of a[.][16 s ..], as an operand of a product. LEFT: its rows are the result's; RIGHT:
- * its rows are the result's columns, {0,1} the first eight; TURNED: its rows are summed over, {0,1} the first eight
- * columns; TURNED_LEFT: the same, its columns being the result's rows. */
-enum operand { LEFT, RIGHT, TURNED, TURNED_LEFT };
+ * its rows are the result's columns, {0,1} the first eight; TRANSPOSED: its rows are summed over, {0,1} the first eight
+ * columns; TRANSPOSED_LEFT: the same, its columns being the result's rows. */
+enum operand { LEFT, RIGHT, TRANSPOSED, TRANSPOSED_LEFT };
 
 template <enum operand AS> static __device__ __forceinline__ void block(uint32_t f[4], const rows16 &a, int s) {
     int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
-    int row = lane % 8 + 8 * (AS == LEFT || AS == TURNED ? low : high), part = AS == LEFT || AS == TURNED ? high : low;
+    int row = lane % 8 + 8 * (AS == LEFT || AS == TRANSPOSED ? low : high),
+        part = AS == LEFT || AS == TRANSPOSED ? high : low;
     uint32_t p = shared_address(&a) + row * 128 + (part * 16 ^ mix16(row));
     p ^= s * 32;
     if (AS == LEFT || AS == RIGHT) load_matrices(f, p);
-    else load_matrices_turned(f, p);
+    else load_matrices_transposed(f, p);
 }
 static __device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
     uint32_t b[2] = {b0, b1};

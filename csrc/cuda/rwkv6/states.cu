@@ -102,8 +102,8 @@ struct walker {
     __device__ __forceinline__ void step(const struct stage *m, int tile) {
         int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16, rows = tile * (TILE * SHARE * 2);
         uint32_t v[4], k[4];
-        load_matrices_turned(v, shared_address(m->v) + rows + part_at(lane % 8 + 8 * high, values / 8 + low));
-        load_matrices_turned(k, shared_address(m->k) + rows + part_at(lane % 8 + 8 * low, keys / 8 + high));
+        load_matrices_transposed(v, shared_address(m->v) + rows + part_at(lane % 8 + 8 * high, values / 8 + low));
+        load_matrices_transposed(k, shared_address(m->k) + rows + part_at(lane % 8 + 8 * low, keys / 8 + high));
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float2 d = *(const float2 *)&m->total[tile][keys + 8 * h + lane % 4 * 2];
