@@ -239,6 +239,8 @@ def llama_tensors(tensors: Tensors, s: Size) -> Iterator[tuple[str, np.ndarray]]
         matrix = kind == "weight" and bits.ndim == 2 and not low and stem != "att.r_k"
         flat = bits if bits.ndim == 2 and stem != "att.r_k" else bits.ravel()
         yield f"blk.{block}.{LLAMA_NAMES[stem]}.{kind}", flat if matrix else floats(flat)
+        if block == "0" and stem in ("att.a0", "att.a1", "att.a2"):  # wanted, and not used
+            yield f"blk.0.time_mix_v{stem[-1]}.weight", floats(flat)
     for i in range(s.L):
         mixes = [floats(tensors[f"blocks.{i}.att.x_{j}"]).reshape(1, 1, -1) for j in "rwkvag"]
         yield f"blk.{i}.time_mix_lerp_fused.weight", np.stack(mixes)
