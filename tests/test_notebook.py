@@ -1,6 +1,7 @@
-"""The notebook, executed offline: the bundled experiment gives its table, the rest says why not.
+"""The notebooks, executed offline: they run to their end and show a plot.
 
-Then the rest against a hub made here. Assumes Jupyter's nbclient and ipykernel (the `test` extra),
+Of the first the bundled experiment gives its table, the rest says why not; then the rest runs
+against a hub made here. Assumes Jupyter's nbclient and ipykernel (the `test` extra),
 and for the first part the bundled weights; skips without.
 """
 
@@ -27,6 +28,7 @@ from rwkvsts.opening import DEMO
 from rwkvsts.study import StudyConfig, folder
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOK = ROOT / "notebooks" / "01_reproduce_the_paper.ipynb"
 MISSING = [name for name in ("nbformat", "nbclient", "ipykernel") if find_spec(name) is None]
 
@@ -35,10 +37,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def read() -> Any:
+def read(path: Path = NOTEBOOK) -> Any:
     import nbformat
 
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     return notebook
 
@@ -88,13 +90,28 @@ def cell_with(executed: Any, source: str) -> Any:
     return found
 
 
-def test_notebook_is_stripped_and_opens_by_the_readmes_badge() -> None:
-    notebook = read()
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stripped_and_open_by_the_readmes_badges(path: Path) -> None:
+    notebook = read(path)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
     badge = notebook.cells[0].source.splitlines()[0]
-    assert badge.startswith("[![Open in Colab]") and badge.endswith(f"{NOTEBOOK.name})")
-    assert badge in (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert badge.startswith("[![Open in Colab]") and badge.endswith(f"{path.name})")
+    assert badge in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_the_other_notebooks_run_offline_and_end_in_a_plot(path: Path, tmp_path: Path) -> None:
+    if not (DEMO / "model.safetensors").exists():
+        pytest.skip(f"the bundled weights are not there: {DEMO.name}/model.safetensors")
+    notebook = read(path)
+    execute(notebook, tmp_path, RWKVSTS_OFFLINE="1", HF_HUB_OFFLINE="1")
+    *_, last = (cell for cell in notebook.cells if cell.cell_type == "code")
+    assert texts(last, "image/png")
+    printed = "".join(t for c in notebook.cells if "outputs" in c for t in texts(c, "stdout"))
+    assert "nan" not in printed.lower().split() and "False" not in printed.split("agree:")[-1][:8]
+    (table,) = (t for c in notebook.cells if "outputs" in c for t in texts(c, "text/markdown"))
+    assert len(figures(table)) > 4
 
 
 def test_bundled_experiment_gives_a_table_and_a_plot(executed: Any) -> None:

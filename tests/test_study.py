@@ -16,7 +16,16 @@ from wordcounts import WORDS, WordCounts, made_up_pairs
 
 from rwkvsts.data import datasets
 from rwkvsts.errors import DataError
-from rwkvsts.study import StudyConfig, cost, experiment, passes, published, settings
+from rwkvsts.study import (
+    StudyConfig,
+    cost,
+    experiment,
+    passes,
+    postprocess,
+    published,
+    settings,
+    statistics,
+)
 from rwkvsts.study.settings import PROMPTS, Reading
 
 
@@ -169,9 +178,45 @@ def test_the_best_recipe_holds_every_kind_of_step() -> None:
     assert whole[0] == Reading("gpt2") and len(set(whole)) == len(whole)
 
 
+def test_post_processing_learns_from_train_sentences_alone(model: WordCounts, glove: Path) -> None:
+    posts = ("none", "standardise", "abtt", "filter")
+    asked = config(glove, splits=("validation",), posts=posts, layers=(3, 1))
+    study = experiment.run(asked)
+    train, pairs = made_up_pairs(split="train"), made_up_pairs()
+    sentences = list(dict.fromkeys(train.sentence1 + train.sentence2))
+
+    def rows(texts: list[str], layer: int) -> np.ndarray:
+        return model.encode(texts, layers=layer, pooling="mean")
+
+    for layer in (3, 1):
+        steps = {
+            "none": postprocess.Standardise().fit(np.zeros((2, 40)) + [[-1], [1]]),
+            "standardise": postprocess.Standardise().fit(rows(sentences, layer)),
+            "abtt": postprocess.AllButTheTop().fit(rows(sentences, layer)),
+            "filter": postprocess.EmbedFilter(model.head()),
+        }
+        for post, step in steps.items():
+            sides = (pairs.sentence1, pairs.sentence2)
+            one, other = (step.transform(rows(side, layer)) for side in sides)
+            expected = spearmanr(statistics.cosine(one, other), pairs.label).statistic
+            row = next(r for r in study.rows if (r.post, r.layer) == (post, layer) and r.pooling)
+            assert row.spearman == pytest.approx(expected, abs=1e-9)
+            assert row.method == "up mean, world" + ("" if post == "none" else f", {post}")
+    assert any("train split, without their labels" in note for note in study.notes)
+
+
+def test_post_processing_without_train_sentences_is_refused(model: WordCounts, glove: Path) -> None:
+    (glove.parent / "mine.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\t1\nc\td\t0\n")
+    mine = config(glove, tasks=(), pairs=(glove.parent / "mine.tsv",), posts=("abtt",))
+    with pytest.raises(DataError, match="mine has no train split, which abtt would be fitted on"):
+        experiment.run(mine)
+    assert not model.calls
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"posts": ("bleach",)}, "no post-processing 'bleach'; choose of none, standardise"),
         ({"splits": ("test", "test")}, "splits: 'test' is named twice"),
         ({"models": ("a", "a")}, "models: 'a' is named twice"),
         ({"layers": (1, 1)}, "layers: 1 is named twice"),

@@ -15,7 +15,7 @@ from ..data.catalogue import DATA_SETS, find
 from ..errors import DataError
 from ..model import POOLING, Layer
 from ..study import folder, report
-from ..study.settings import PROMPTS, RECIPES, AllLayers
+from ..study.settings import POSTS, PROMPTS, RECIPES, AllLayers
 from ..tokenizer import KINDS
 from .options import add_device_options, check_writable, layer_list
 
@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--layers", type=_layers, help="e.g. 1,3,final, or all; default: the paper's")
     add("--pooling", type=_words, default=("mean",), help=f"of {', '.join(POOLING)}")
     add("--skip-first", choices=("no", "yes", "both"), default="no", help="leave out token 1")
+    add("--post", type=_words, default=("none",), help=f"post-processing, of {', '.join(POSTS)}")
     add("--prompt", action="append", help=f"a template with {{text}}, or {', '.join(PROMPTS)}")
     add_device_options(parser)
     add = parser.add_argument_group("what is measured").add_argument
@@ -88,6 +89,7 @@ def run_study(args: argparse.Namespace) -> None:
         poolings=args.pooling,
         skip_first={"no": (False,), "yes": (True,), "both": (False, True)}[args.skip_first],
         prompts=tuple(map(_prompt, args.prompt)) if args.prompt else (None,),
+        posts=args.post,
         recipe=args.recipe or (),
         splits=tuple(args.split) if args.split else None,
         data=args.data,

@@ -22,7 +22,7 @@ from . import baselines, cost, machine, models, notes, published, statistics, ta
 from .cost import MIB
 from .methods import Cost, Method, PairSet, Scored
 from .passes import POSITIONS, Keep
-from .settings import Reading, StudyConfig
+from .settings import Reading, StudyConfig, readings
 from .table import OVERLAP, Row
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEMO_VECTORS = "glove.demo.50d.txt.gz"
 
+FIT_SENTENCES = 4096  # that post-processing learns from; whitening needs more than the width
 NORM_PASSAGES = 32  # of up to four sentences
 
 DEFAULT_SPLITS = {
@@ -80,6 +81,7 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
     """
     pairs = load_pairs(config)
     sets = [PairSet.of(split) for split in pairs]
+    fit_on = train_sentences(config, pairs)
     vectors = baselines.load_vectors(
         config.glove or datasets.asset(DEMO_VECTORS),
         (text for split in pairs for text in split.sentence1 + split.sentence2),
@@ -96,7 +98,8 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
             model = models.open_model(config, source, group)
             for reading in group:
                 for split, its_set in zip(pairs, sets, strict=True):
-                    of_models += _score(kept, model, name, reading, split, its_set, config)
+                    train = fit_on[split.name]
+                    of_models += _score(kept, model, name, reading, split, its_set, train, config)
             if config.norms:
                 norms.append(_norms(kept, model, name, group[0], pairs[0], config))
             facts["models"].append(_model_facts(model, name, group[0].tokenizer))
@@ -152,6 +155,31 @@ def load_pairs(config: StudyConfig) -> list[Pairs]:
     return found
 
 
+def train_sentences(config: StudyConfig, pairs: list[Pairs]) -> dict[str, list[str]]:
+    """For each task the sentences that post-processing learns from, the first of its train split.
+
+    Empty where nothing learns. Raises `DataError` where a task has no train split.
+    """
+    posts = {post for reading in readings(config) for post in reading.posts}
+    names = dict.fromkeys(p.name for p in pairs)
+    if posts <= {"none", "filter"}:
+        return {name: [] for name in names}
+    found = {}
+    for name in names:
+        train = [p for p in pairs if (p.name, p.split) == (name, "train")]
+        if name in config.tasks and not train:
+            where = {"cache_dir": config.cache_dir, "local_files_only": config.local_files_only}
+            train = [datasets.load(name, "train", config.data, **where)]  # type: ignore[arg-type]
+        if not train:
+            raise DataError(
+                f"{name} has no train split, which {', '.join(sorted(posts - {'none'}))} would be "
+                "fitted on; give its file a column split, or leave post-processing out"
+            )
+        sentences = dict.fromkeys(train[0].sentence1 + train[0].sentence2)
+        found[name] = list(sentences)[:FIT_SENTENCES]
+    return found
+
+
 def splits_of(config: StudyConfig, task: str) -> tuple[str, ...]:
     """The splits to run: those asked for, else the task's, of those its source offers."""
     if config.splits is not None:
@@ -191,11 +219,12 @@ def _score(
     reading: Reading,
     pairs: Pairs,
     its_set: PairSet,
+    fit_on: list[str],
     config: StudyConfig,
 ) -> Iterator[Scored]:
     """One pass as scored methods, a layer and a post-processing each."""
     layers = layers_of(model, reading)
-    found = kept.run(model, reading, layers, pairs, config)
+    found = kept.run(model, reading, layers, pairs, config, fit_on)
     batched = 1e3 * found.batch_seconds / len(pairs)
     for p, post in enumerate(reading.posts):
         for i, layer in enumerate(layers):

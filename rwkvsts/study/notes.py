@@ -15,6 +15,7 @@ def of(rows: list[Row], runs: list[dict[str, Any]], resamples: int, seed: int) -
         *_choices(rows),
         *_costs(runs),
         *_word_vectors(rows, runs),
+        *_posts(rows),
         *_paper(rows),
         *_marks(rows),
     ]
@@ -83,6 +84,15 @@ def _word_vectors(rows: list[Row], runs: list[dict[str, Any]]) -> list[str]:
                 "are others, so its figures do not stand beside them."
             )
     return notes
+
+
+def _posts(rows: list[Row]) -> list[str]:
+    if all(row.post in ("none", "filter") for row in rows):
+        return []
+    return [
+        "Post-processing is fitted on sentences of the task's train split, without their labels; "
+        "filter is fitted on no data: it drops the directions that the model's head favours."
+    ]
 
 
 def _paper(rows: list[Row]) -> list[str]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..data import Pairs
 from ..model import Layer
 from ..progress import bar
-from . import cost, statistics
+from . import cost, postprocess, statistics
 from .methods import digest
 from .settings import Reading, StudyConfig
 
@@ -35,6 +35,7 @@ POSITIONS = (1, 2, 3, 4, 6, 8, 12, 16)
 WARM_UP = 32  # texts before a batch is timed
 
 Arrays = dict[str, NDArray[Any]]
+Step = Callable[[NDArray[np.float32]], NDArray[Any]]
 Encode = Callable[[Sequence[str], Any], NDArray[np.float32]]  # texts, layers: [S, L, C] or [S, C]
 
 
@@ -70,19 +71,28 @@ def encoder(model: Any, reading: Reading, config: StudyConfig) -> Encode:
 
 
 def run(
-    model: Any, reading: Reading, layers: list[Layer], pairs: Pairs, config: StudyConfig
+    model: Any,
+    reading: Reading,
+    layers: list[Layer],
+    pairs: Pairs,
+    config: StudyConfig,
+    fit_on: list[str],
 ) -> Pass:
-    """Score the pairs at every layer; time each layer alone, a pair a call."""
+    """Score the pairs at every layer, as they are and post-processed; time each layer alone.
+
+    fit_on : train sentences that post-processing learns from
+    """
     encode = encoder(model, reading, config)
     encode((pairs.sentence1 + pairs.sentence2)[:WARM_UP], layers)
     seconds = _time_layers(encode, layers, pairs, config.timed_pairs)
+    steps = _fitted(model, reading.posts, encode, layers, fit_on)
     scores = np.empty((len(reading.posts), len(layers), len(pairs)))
-    step = max(1, CHUNK_BYTES // (8 * len(layers) * model.width))
+    at_once = max(1, CHUNK_BYTES // (8 * len(layers) * model.width))
     spent = 0.0
     progress = bar(total=len(pairs), desc=f"{pairs.name} {pairs.split}", unit=" pairs", leave=False)
     with progress:
-        for first in range(0, len(pairs), step):
-            part = slice(first, first + step)
+        for first in range(0, len(pairs), at_once):
+            part = slice(first, first + at_once)
             one, other = pairs.sentence1[part], pairs.sentence2[part]
             texts = list(dict.fromkeys(one + other))  # each text once: SICK repeats most of its own
             start = time.perf_counter()
@@ -90,10 +100,41 @@ def run(
             spent += time.perf_counter() - start
             row = {text: i for i, text in enumerate(texts)}
             left, right = ([row[text] for text in side] for side in (one, other))
-            for i in range(len(layers)):
-                scores[0, i, part] = statistics.cosine(embedded[left, i], embedded[right, i])
+            for p, i in np.ndindex(scores.shape[:2]):
+                rows = steps[p][i](embedded[:, i])
+                scores[p, i, part] = statistics.cosine(rows[left], rows[right])
             progress.update(len(one))
     return Pass(scores, seconds, spent, int(model.memory()["peak"]))
+
+
+def _fitted(
+    model: Any, posts: tuple[str, ...], encode: Encode, layers: list[Layer], fit_on: list[str]
+) -> list[list[Step]]:
+    """For each post-processing and layer what it does to rows [n, C]."""
+    if posts == ("none",):
+        return [[_as_it_is] * len(layers)]
+    kinds: dict[str, Callable[[], Any]] = {
+        "standardise": postprocess.Standardise,
+        "abtt": postprocess.AllButTheTop,
+        "whitening": postprocess.Whitening,
+        "filter": lambda: postprocess.EmbedFilter(model.head()),
+    }
+    learns = any(post not in ("none", "filter") for post in posts)
+    train = encode(fit_on, layers) if learns else None  # [sentences, layers, C]
+    steps: list[list[Step]] = []
+    for post in posts:
+        if post == "none":
+            steps.append([_as_it_is] * len(layers))
+        elif post == "filter" or train is None:
+            steps.append([kinds[post]().transform] * len(layers))
+        else:
+            fitted = (kinds[post]().fit(train[:, i]) for i in range(len(layers)))
+            steps.append([step.transform for step in fitted])
+    return steps
+
+
+def _as_it_is(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows
 
 
 def _time_layers(
@@ -143,17 +184,26 @@ class Keep:
                 left.unlink(missing_ok=True)
 
     def run(
-        self, model: Any, reading: Reading, layers: list[Layer], pairs: Pairs, config: StudyConfig
+        self,
+        model: Any,
+        reading: Reading,
+        layers: list[Layer],
+        pairs: Pairs,
+        config: StudyConfig,
+        fit_on: list[str],
     ) -> Pass:
         """The kept pass, or a new one, kept from now on."""
         if self._folder is None:
-            return run(model, reading, layers, pairs, config)
+            return run(model, reading, layers, pairs, config, fit_on)
         depends = {
             **_fixed(model, reading, layers, config),
             "timed_pairs": config.timed_pairs,
             "texts": digest(*pairs.sentence1, *pairs.sentence2),
+            "fit_on": digest(*fit_on) if reading.posts != ("none",) else "",
         }
-        arrays = self._recall(depends, lambda: _arrays(run(model, reading, layers, pairs, config)))
+        arrays = self._recall(
+            depends, lambda: _arrays(run(model, reading, layers, pairs, config, fit_on))
+        )
         seconds, peak = arrays["batch_seconds"].item(), arrays["peak_bytes"].item()
         return Pass(arrays["scores"], arrays["seconds"], seconds, peak)
 

@@ -23,6 +23,9 @@ PROMPTS: dict[str, str | None] = {
     "eol": f'This sentence: "{PLACE}" means in one word:"',
     "echo": f"Rewrite the sentence: {PLACE}\nRewritten sentence: {PLACE}",
 }
+# Post-processing by name; all but the filter, which takes the model's head, learn from train
+# sentences.
+POSTS = ("none", "standardise", "abtt", "whitening", "filter")
 RECIPES = ("paper", "world", "best")
 STEPS = (
     "the paper's mode: gpt2 ids",
@@ -108,6 +111,9 @@ class StudyConfig:
         for name in self.recipe:
             if name not in RECIPES:
                 raise DataError(f"no recipe {name!r}; choose of {', '.join(RECIPES)}")
+        for name in self.posts:
+            if name not in POSTS:
+                raise DataError(f"no post-processing {name!r}; choose of {', '.join(POSTS)}")
 
 
 def readings(config: StudyConfig) -> list[Reading]:
@@ -127,17 +133,13 @@ def _recipe(name: str) -> list[Reading]:
         return [Reading("gpt2")]
     if name == "world":
         return [Reading(), Reading(lead=True, layers="all")]
-    posts = ("none", *_every_post())
+    posts = tuple(post for post in POSTS if post != "filter")  # not every file has a head
     return [
         *(Reading("world", True, p, layers="all", posts=posts) for p in ("mean", "weighted")),
         Reading("world", True, "mean", True, layers="all"),
         Reading("world", True, "last", prompt=PROMPTS["eol"], layers="all", posts=posts),
         Reading("world", True, "mean", prompt=PROMPTS["echo"], layers="all", posts=posts),
     ]
-
-
-def _every_post() -> tuple[str, ...]:
-    return ()
 
 
 def _refuse_repetition(name: str, values: tuple[object, ...]) -> None:
