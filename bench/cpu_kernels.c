@@ -3,13 +3,15 @@
  *
  *   gcc -O3 -std=c11 -D_DEFAULT_SOURCE -Icsrc bench/cpu_kernels.c $(ls csrc/cpu/[a-z]*.c) csrc/base.c \
  *       -lpthread -lm -o /tmp/cpu_kernels
- *   /tmp/cpu_kernels [check | peak | time | verbs | all] [threads] [instruction set]
+ *   /tmp/cpu_kernels [check | int8 | peak | time | verbs | all] [threads] [instruction set]
  *
  * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers: layout
  * and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
- * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. */
+ * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. Those of int8 have
+ * no tolerance: every instruction set gives the bits that plain loops here give. */
 #define _GNU_SOURCE
 #include "cpu/cpu.h"
+#include "cpu/kernels.h"
 #include "verbs6.h"
 
 #include <math.h>
@@ -170,8 +172,64 @@ static double check_once(const char *isa, enum dtype dtype, enum dtype weights, 
     return worst;
 }
 
+/* Rows of k numbers turned and quantised, by plain loops; out [rows, padded]. */
+static void quantise_plainly(const float *in, int rows, int k, int padded, int8_t *out, float *scales) {
+    float *line = malloc((size_t)padded * sizeof *line);
+    for (int row = 0; row < rows; row++, in += k, out += padded) {
+        float most = 0;
+        for (int i = 0; i < padded; i++) line[i] = i < k ? in[i] : 0;
+        for (int half = 1; half < TURN; half *= 2)
+            for (int i = 0; i < padded; i++)
+                if (!(i & half)) {
+                    float lower = line[i], upper = line[i + half];
+                    line[i] = lower + upper, line[i + half] = lower - upper;
+                }
+        for (int i = 0; i < padded; i++) most = fmaxf(most, fabsf(line[i]));
+        for (int i = 0; i < padded; i++) out[i] = (int8_t)rintf(line[i] * (most > 0 ? 127.0f / most : 0.0f));
+        scales[row] = most / 127.0f;
+    }
+    free(line);
+}
+
+/* Random sizes; whether the product's bits are those of plain loops. */
+static bool check_int8_once(const char *isa, int threads) {
+    struct bench b;
+    int M = random_int(1, 300), N = random_int(1, 200), K = random_int(1, random_int(0, 3) ? 700 : 9000);
+    int padded = (K + TURN - 1) / TURN * TURN;
+    if (!bench_open(&b, isa, I8, threads, K, N, M)) return false;
+    size_t mk = (size_t)M * (size_t)K, nk = (size_t)N * (size_t)K, mn = (size_t)M * (size_t)N;
+    float *a = malloc(mk * 4), *w = malloc(nk * 4), *out = malloc(mn * 4), *a_scale = malloc((size_t)M * 4),
+          *w_scale = malloc((size_t)N * 4);
+    int8_t *a_bytes = malloc((size_t)M * (size_t)padded), *w_bytes = malloc((size_t)N * (size_t)padded);
+    void *in = random_array(BF16, mk, 1, a), *linear = random_array(F32, nk, 1, w);
+    quantise_plainly(a, M, K, padded, a_bytes, a_scale);
+    quantise_plainly(w, N, K, padded, w_bytes, w_scale);
+    struct weight packed = pack(&b, F32, N, K, linear);
+    bench_rows(&b, M);
+    must(b.be->gemm(b.w, &(struct gemm){.w = &packed, .in = in, .epilogue = STORE, .out = out}, 1, &b.e), &b.e);
+    bool same = true;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            int32_t sum = 0;
+            for (int k = 0; k < padded; k++) sum += a_bytes[i * padded + k] * w_bytes[j * padded + k];
+            float y = (float)sum * (w_scale[j] / TURN) * a_scale[i];
+            same &= !memcmp(&y, &out[(size_t)i * (size_t)N + (size_t)j], sizeof y);
+        }
+    b.be->unpack(b.dev, &packed);
+    bench_close(&b);
+    free(a), free(w), free(out), free(a_scale), free(w_scale), free(a_bytes), free(w_bytes), free(in), free(linear);
+    return same;
+}
+
+static int check_int8(const char *isa, int threads) {
+    int different = 0;
+    for (int i = 0; i < 16; i++) different += !check_int8_once(isa, threads);
+    printf("check %-11s in bfloat16 products int8: %d of 16 differ %s\n", isa, different, different ? "FAILED" : "ok");
+    return different > 0;
+}
+
 static int check(const char *isa, int threads) {
-    int failures = 0;
+    int failures = check_int8(isa, threads);
     static const struct {
         enum dtype in, weights;
     } kinds[] = {{F32, F32}, {F32, BF16}, {BF16, BF16}};
@@ -259,7 +317,7 @@ static double peak_of(peak_loop *loop, int threads) {
 /* The peak of the instruction that a product of this dtype runs on. */
 static double peak(const char *isa, enum dtype dtype, int threads) {
     struct cpu_features f = cpu_features();
-    if (!strcmp(isa, "amx") && dtype == BF16) return f.amx_bf16 ? peak_of(peak_amx, threads) : NAN;
+    if (!strcmp(isa, "amx") && dtype == BF16) return f.amx ? peak_of(peak_amx, threads) : NAN;
     if (!strcmp(isa, "avx512bf16") && dtype == BF16) return f.avx512bf16 ? peak_of(peak_bf16, threads) : NAN;
     if (!strcmp(isa, "portable")) return NAN;
     if (!strcmp(isa, "avx2")) return f.avx2_fma ? peak_of(peak_avx2, threads) : NAN;
@@ -513,6 +571,7 @@ int main(int argc, char **argv) {
     for (int i = 0; cpu_isa_names[i]; i++) {
         const char *isa = cpu_isa_names[i];
         if (!cpu_isa_available(isa) || (only && strcmp(only, isa))) continue;
+        if (!strcmp(what, "int8")) failures += check_int8(isa, threads);
         if (every || !strcmp(what, "check")) failures += check(isa, threads);
         if (every || !strcmp(what, "time")) time_isa(isa, threads);
         if (every || !strcmp(what, "verbs")) time_verbs(isa, F32, threads), time_verbs(isa, BF16, threads);

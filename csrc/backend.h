@@ -132,7 +132,7 @@ struct pool { /* adds the rows of x, or of LN(x), to their sequences' pooled row
 struct device_options {
     enum dtype dtype;
     int threads;     /* CPU: at least 1 */
-    const char *isa; /* CPU: NULL chooses the best; "portable", "avx2", "avx512", "avx512bf16", "amx" force one */
+    const char *isa; /* CPU: NULL chooses the best; a name of cpu_isa_names forces one */
     int ordinal;     /* CUDA: which device */
     size_t budget;   /* bytes of device memory to stay within; 0: what is free */
 };

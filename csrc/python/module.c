@@ -46,10 +46,12 @@ bool is_tuple(PyObject *o, const char *what) {
 
 static PyObject *cpu_facts(PyObject *module, PyObject *none) {
     (void)module, (void)none;
-    struct cpu_features f = cpu_features();
-    return Py_BuildValue("{s:O,s:O,s:O,s:O}", "avx2", f.avx2_fma ? Py_True : Py_False, "avx512",
-                         f.avx512 ? Py_True : Py_False, "avx512bf16", f.avx512bf16 ? Py_True : Py_False, "amx",
-                         f.amx_bf16 ? Py_True : Py_False);
+    PyObject *facts = PyDict_New();
+    for (int i = 0; facts && cpu_isa_names[i]; i++)
+        if (strcmp(cpu_isa_names[i], "portable") &&
+            PyDict_SetItemString(facts, cpu_isa_names[i], cpu_isa_available(cpu_isa_names[i]) ? Py_True : Py_False) < 0)
+            Py_CLEAR(facts);
+    return facts;
 }
 
 static PyMethodDef module_functions[] = {
