@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, d
         ({"threads": -1}, r"threads=-1: expected 1 \.\. 1024"),
         ({"device_memory": -1}, r"device_memory=-1: expected 0"),
         ({"dtype": "float16"}, r"dtype float16 on a CPU"),
-        ({"dtype": "int8"}, r"dtype='int8'"),
+        ({"dtype": "int4"}, r"dtype='int4'"),
         ({"device": "tpu"}, r"device='tpu'"),
         ({"tokenizer": "bert"}, r"bert"),
         ({"instruction_set": "mmx"}, r"mmx"),
