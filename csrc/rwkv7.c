@@ -35,8 +35,8 @@ static const struct tensor_spec TENSORS[] = {
     {"att.a1", LORA_DOWN, "C A", AT(a1), false},
     {"att.a2", LORA_DOWN, "A C", AT(a2), false},
     {"att.v0", VECTOR, "C", AT(v0), true},
-    {"att.v1", LORA_DOWN, "C M", AT(v1), true},
-    {"att.v2", LORA_DOWN, "M C", AT(v2), true},
+    {"att.v1", LORA_DOWN, "C B", AT(v1), true},
+    {"att.v2", LORA_DOWN, "B C", AT(v2), true},
     {"att.g1", LORA_DOWN, "C G", AT(g1), false},
     {"att.g2", LORA_DOWN, "G C", AT(g2), false},
     {"att.k_k", VECTOR, "C", AT(k_k), false},
@@ -55,14 +55,14 @@ static const struct tensor_spec TENSORS[] = {
     {"ffn.value.weight", LINEAR, "C F", AT(ffn_value), false},
 };
 
-/* M, the rank of the mix with v_first, is block 1's: older files have none in block 0, newer ones any. */
+/* B, the rank of the blend with v_first, is block 1's: older files have none in block 0, newer ones any. */
 static const struct size_spec SIZES[] = {
     {'H', "blocks.0.att.r_k", 2, 0, offsetof(struct dims, H), NULL},
     {'N', "blocks.0.att.r_k", 2, 1, offsetof(struct dims, N), NULL},
     {'F', "blocks.0.ffn.key.weight", 2, 0, offsetof(struct dims, F), NULL},
     {'W', "blocks.0.att.w1", 2, 1, offsetof(struct dims, rank[DECAY_LOW]), NULL},
     {'A', "blocks.0.att.a1", 2, 1, offsetof(struct dims, rank[RATE_LOW]), NULL},
-    {'M', "blocks.1.att.v1", 2, 1, offsetof(struct dims, rank[VALUE_LOW]), "blocks.1.ln1.weight"},
+    {'B', "blocks.1.att.v1", 2, 1, offsetof(struct dims, rank[VALUE_LOW]), "blocks.1.ln1.weight"},
     {'G', "blocks.0.att.g1", 2, 1, offsetof(struct dims, rank[GATE_LOW]), NULL},
 };
 
@@ -78,8 +78,8 @@ static const struct refusal REFUSALS[] = {
 
 static const struct product_spec PRODUCTS[] = {
     {"C", "C", STORE, false},    {"C", "C", ADD, false},   {"F", "C", RELU2, false}, {"C", "F", ADD, true},
-    {"W", "C", LOW_TANH, false}, {"A", "C", LOW, false},   {"M", "C", LOW, false},   {"G", "C", LOW_SIGMOID, false},
-    {"C", "W", LOW, false},      {"C", "A", STORE, false}, {"C", "M", STORE, false}, {"C", "G", STORE, false},
+    {"W", "C", LOW_TANH, false}, {"A", "C", LOW, false},   {"B", "C", LOW, false},   {"G", "C", LOW_SIGMOID, false},
+    {"C", "W", LOW, false},      {"C", "A", STORE, false}, {"C", "B", STORE, false}, {"C", "G", STORE, false},
 };
 
 /* ---- buffers of a pass ----------------------------------------------------------------------------------------- */

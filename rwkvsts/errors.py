@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class CheckpointError(ValueError):
-    """A weight or vocabulary file cannot be used: damaged, incomplete, hostile, or not RWKV-6."""
+    """A weight or vocabulary file cannot be used: damaged, incomplete, hostile, or no RWKV."""
 
 
 class DataError(ValueError):

@@ -1,4 +1,5 @@
-/* The CPU behind backend.h: choosing kernels, packing weights, opening workers. The verbs are in rows.c, product.c and rwkv6.c. */
+/* The CPU behind backend.h: choosing kernels, packing weights, opening workers. The verbs are in rows.c, product.c, rwkv6.c
+ * and rwkv7.c. */
 #define _POSIX_C_SOURCE 200809L
 #include "cpu.h"
 #include "worker.h"

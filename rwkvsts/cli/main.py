@@ -121,7 +121,7 @@ def _drop(stream: IO[str] | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="rwkvsts", description="RWKV-6 sentence embeddings and their study.")
+    parser = _Parser(prog="rwkvsts", description="RWKV sentence embeddings and their study.")
     parser.add_argument("--version", action="version", version=f"rwkvsts {__version__}")
     commands = parser.add_subparsers(
         required=True, metavar="study | report | embed | serve | mteb | info"

@@ -30,7 +30,7 @@ READABLE: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 
-# No RWKV-6 tensor has more than 3 dimensions; 2**48 elements are beyond any machine, and keep
+# No RWKV tensor has more than 3 dimensions; 2**48 elements are beyond any machine, and keep
 # products of a hostile shape from growing without bound.
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**48
