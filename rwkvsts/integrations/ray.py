@@ -30,7 +30,6 @@ from ..corpus.blocks import prepare
 from ..corpus.options import Options, differences
 from ..corpus.output import embedding_columns
 from ..corpus.readers import Columns
-from ..embedder import middle_layer
 from ..errors import DataError
 from . import Source, absent, opened
 
@@ -54,7 +53,7 @@ class Embedder:
     ----------
     model : a source, which every actor opens
     columns : which columns are read and kept; default: all are kept, "text" is read
-    options : as in `rwkvsts embed`; default: the layer half-way up
+    options : as in `rwkvsts embed`; default: the model's own layer
     load : options of `rwkvsts.load`
     """
 
@@ -65,12 +64,11 @@ class Embedder:
         options: Options | None = None,
         **load: Any,
     ) -> None:
-        layers = () if options is None else options.layers
-        highest = max(layers) if layers and "final" not in layers else None
-        self.model = opened(model, highest, **load)
+        numbers = [layer for layer in options.layers if isinstance(layer, int)] if options else []
+        whole = options is None or len(numbers) < len(options.layers)
+        self.model = opened(model, None if whole else max(numbers), **load)
         self._columns = columns
-        middle = middle_layer(self.model.config.n_layer)
-        self._options = options or Options((middle,))
+        self._options = options or Options((self.model.default_layer,))
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Embed a batch."""
