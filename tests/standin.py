@@ -17,6 +17,8 @@ from rwkvsts import RWKV6, _core
 from rwkvsts.opening import Opened
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
+_, _, _after = (CSRC / "backend.h").read_text().partition("#define CUDA_BACKEND_ABI ")
+ABI = int(_after.split()[0])  # of the seam
 
 
 def compile_cpu(folder: Path, entry: str, *flags: str) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import reference
 from makecheckpoint import bf16
+from standin import ABI
 from tinymodel import error, load, random_ids, random_weights
 
 from rwkvsts import RWKV6, DeviceError
@@ -336,7 +337,7 @@ def plans_of(C: int, F: int, dtype: int) -> list[str]:
     """What opening a device finds out about a model's products, a line a kind."""
     library = ctypes.CDLL(cuda_library())
     library.rwkvsts_cuda_backend.restype = ctypes.POINTER(ctypes.c_void_p)
-    table = library.rwkvsts_cuda_backend(3)
+    table = library.rwkvsts_cuda_backend(ABI)
     opening = ctypes.CFUNCTYPE(
         ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 4
     )

@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from standin import ABI
 from tinymodel import load, random_ids, random_weights
 
 from rwkvsts import DeviceError
 from rwkvsts.device import CUDA_LIBRARY, query_cuda
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ABI = 3  # CUDA_BACKEND_ABI of csrc/backend.h
 
 
 def c_compiler() -> str:
