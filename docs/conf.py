@@ -24,7 +24,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 # The pages build without the extras: what the integrations derive from is left blank.
 autodoc_mock_imports = ["langchain_core", "mteb", "sentence_transformers", "sklearn", "torch"]
-autodoc_mock_imports += ["prometheus_client", "starlette"]
+autodoc_mock_imports += ["prometheus_client", "ray", "starlette"]
 
 # Anchors of code hosts are made by scripts; a badge's target needs a signed-in browser.
 linkcheck_anchors = False
