@@ -20,9 +20,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tinymodel import load, random_ids, random_weights
+from tinymodel7 import load7, random_weights7
 
 from rwkvsts.device import query_cuda
 
@@ -37,6 +39,10 @@ SIZES: dict[str, dict[str, int]] = {
     "wide": {"C": 1152, "N": 64, "F": 64, "L": 1},  # products of few rows are cut differently
     "many rows": {"C": 1024, "N": 64, "F": 64, "R": 32, "L": 1},  # norms walk over them
 }
+SIZES7: dict[str, dict[str, Any]] = {
+    "RWKV-7, heads of 64": {"C": 256, "N": 64, "F": 448, "ranks": (64, 64, 64, 64), "L": 2},
+    "RWKV-7, heads of 16": {"C": 48, "N": 16, "F": 104, "ranks": (8, 16, 8, 16), "L": 2},
+}
 MANY = [*[40] * 25, 600]  # with the others, beyond eight rows a multiprocessor; a long text
 MEMORY = 64 << 20  # of which a quarter is what choosing products may take: keeps their trial small
 
@@ -45,16 +51,18 @@ def walk(dtypes: list[str], few: bool) -> None:
     """Many rows, few rows, recorded passes, cut texts, states, all poolings; compared as bytes."""
     start = time.perf_counter()
     ids = random_ids(1, LENGTHS[:6] if few else LENGTHS)
-    for size, sizes in SIZES.items():
+    for size, sizes in (SIZES | SIZES7).items():
         if few and (sizes["C"] % 64 or sizes["F"] % 64):
             continue
-        weights = random_weights(**sizes)
+        seventh = size in SIZES7
+        weights = random_weights7(**sizes) if seventh else random_weights(**sizes)
         layers = [*range(sizes["L"]), "final"]
         many = size == "many rows" and not few
         all_ids, memory = ids + random_ids(2, MANY) * many, MEMORY * (3 if many else 1)
         for dtype in dtypes:
             with tempfile.TemporaryDirectory() as folder:
-                m = load(Path(folder), weights, device="cuda", dtype=dtype, device_memory=memory)
+                options = {"device": "cuda", "dtype": dtype, "device_memory": memory}
+                m = (load7 if seventh else load)(Path(folder), weights, **options)
             right = m.encode_ids(all_ids, layers)[: len(ids)]
             assert np.isfinite(right).all()
             for batch_tokens in (50, 200):
