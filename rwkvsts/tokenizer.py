@@ -200,7 +200,9 @@ class GPT2Tokenizer:
 
         try:
             self._bpe: Any = FromFile.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and panics outside it
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise CheckpointError(
                 f"{path}: no tokenizer.json of `tokenizers`: {str(error)[:200]}"
             ) from error

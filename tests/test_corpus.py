@@ -138,6 +138,8 @@ class TestRows:
             ("a.txt.gz", gzip.compress(b"one\n" * 99)[:-9], "not readable as text after line 0"),
             ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: no JSON"),
             ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2: expected a JSON object a line"),
+            ("a.jsonl", b'{"text": "a"}\nnull', "line 2: expected a JSON object a line"),
+            ("a.jsonl", b'{"text": "a"}\n' * 2000 + b"null\n", "line 2001: expected a JSON object"),
             ("a.jsonl", b'{"body": "a"}\n', "no column 'text'; found 'body': name one by --column"),
             (
                 "a.jsonl",

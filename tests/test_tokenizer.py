@@ -15,7 +15,7 @@ import pytest
 
 from rwkvsts import CheckpointError, _core
 from rwkvsts.files.hub import Source
-from rwkvsts.tokenizer import World, load, read_vocabulary
+from rwkvsts.tokenizer import GPT2Tokenizer, World, load, read_vocabulary
 
 NAME = "rwkv/rwkv_vocab_v20230424.txt"
 
@@ -245,6 +245,27 @@ def test_a_pipe_as_vocabulary_is_refused_without_waiting(tmp_path: Path) -> None
         World(tmp_path / "v.txt", 1000)
     with pytest.raises(CheckpointError, match="a regular file"):
         World(Path("/dev/zero"), 1000)
+
+
+def test_a_tokenizer_json_that_makes_its_library_panic_is_refused(tmp_path: Path) -> None:
+    """A panic of a Rust library is no Exception in Python."""
+    bpe = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "model": {**bpe, "merges": ["a bb"]}}))
+    with pytest.raises(CheckpointError, match="no tokenizer.json of `tokenizers`"):
+        GPT2Tokenizer(path, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        module = pytest.importorskip("tokenizers")
+        panic = type("PanicException", (BaseException,), {})
+
+        class Panics:
+            @staticmethod
+            def from_file(_: str) -> None:
+                raise panic("range end index 2 out of range")
+
+        patch.setattr(module, "Tokenizer", Panics)
+        with pytest.raises(CheckpointError, match="range end index 2"):
+            GPT2Tokenizer(path, 0)
 
 
 def test_a_missing_vocabulary_says_what_to_do() -> None:

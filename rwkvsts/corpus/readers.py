@@ -12,6 +12,7 @@ none, so its values stay strings: "007" is not 7.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,9 @@ def _no_columns(source: Source, columns: Columns) -> None:
         )
 
 
+NO_OBJECT = re.compile(rb"^[ \t\r]*[^{\s]", re.MULTILINE)
+
+
 def _jsonl(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
     import pyarrow
     import pyarrow.json
@@ -157,6 +161,9 @@ def _jsonl(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
             continue
         if schema is None:
             schema = _json_schema(source, columns, block)
+        # pyarrow crashes on a block whose first row is null, and makes a row of nulls of any other.
+        if NO_OBJECT.search(block):
+            raise _json_error(source, first, block, schema, "a line that is no JSON object")
         try:
             table = pyarrow.json.read_json(
                 pyarrow.BufferReader(block),
