@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..embedder import Layer
 from ..model import RWKV
 from . import Source, absent, opened
@@ -39,9 +41,10 @@ class Embedder(Embeddings):  # type: ignore[misc]
         max_length: int | None = None,
         normalize: bool = True,
     ) -> None:
-        self.model = opened(model, layer)
+        self._model = opened(model, layer)
+        self.model_name = self._model.name  # what others call it by
         self.prompt, self.query_prompt = prompt, query_prompt
-        self._how = {
+        self._how: dict[str, Any] = {
             "layers": layer,
             "pooling": pooling,
             "max_length": max_length,
@@ -52,8 +55,12 @@ class Embedder(Embeddings):  # type: ignore[misc]
         """A list of C numbers for each text."""
         if not texts:
             return []
-        return self.model.encode(texts, prompt=self.prompt, **self._how).tolist()  # type: ignore
+        rows: list[list[float]] = self._model.encode(
+            texts, prompt=self.prompt, **self._how
+        ).tolist()
+        return rows
 
     def embed_query(self, text: str) -> list[float]:
         """C numbers."""
-        return self.model.encode(text, prompt=self.query_prompt, **self._how).tolist()  # type: ignore
+        row: list[float] = self._model.encode(text, prompt=self.query_prompt, **self._how).tolist()
+        return row
