@@ -28,7 +28,11 @@ DTYPES_IN_C = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}  # enum dty
 
 @dataclass(frozen=True)
 class Cuda:
-    """A CUDA device: name, compute capability, memory in bytes."""
+    """A CUDA device: name, compute capability, memory in bytes.
+
+    The capability is that of the code which the device runs here: at most its own, and less where
+    this copy was built for older devices. The name says so then.
+    """
 
     name: str
     capability: tuple[int, int]

@@ -44,6 +44,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kernel = ["-include", str(emulation / "emulate.h")] if source.suffix == ".cu" else []
         own = [*kernel, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
         subprocess.run([*command, *own], check=True)
+    objects.append(folder / "base.o")  # C, and no C++
+    base = ["gcc", "-O1", "-std=c11", "-D_DEFAULT_SOURCE", "-fno-pie", f"-I{CSRC}"]
+    subprocess.run([*base, "-c", str(CSRC / "base.c"), "-o", str(objects[-1])], check=True)
     target = folder / "long_pieces"
     subprocess.run(["g++", "-no-pie", *map(str, objects), "-o", str(target)], check=True)
     return target

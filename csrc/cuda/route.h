@@ -39,9 +39,7 @@ extern "C" {
 
 enum { FEW_ROWS = 256 };   /* a pass of up to so many rows is bound by reading weights */
 enum { LONG_PIECE = 512 }; /* tokens: a longer piece of a sequence leaves much of the device idle if walked in order */
-enum {
-    ROWS_SIDE_BY_SIDE = 4
-}; /* rows for each multiprocessor that have a block each; of more, a block walks over several */
+enum { ROWS_SIDE_BY_SIDE = 4 }; /* a multiprocessor's rows up to which each has a block of its own */
 enum { STEP_INPUTS = 64, WGMMA_OUTPUTS = 256 };
 enum { MOST_SHIFT_RANK = 64, MOST_DECAY_RANK = 128 };
 

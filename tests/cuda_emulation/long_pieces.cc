@@ -19,9 +19,6 @@ enum status cuda_status(struct device *, cudaError_t status, const char *, struc
 enum status device_usable(const struct device *, struct error *) {
     return OK;
 }
-enum status fail(struct error *, enum status status, const char *, ...) {
-    return status;
-}
 enum status shift_with_stats(struct worker *, const struct shift *, struct error *) {
     return OK; /* the statistics are the test's own */
 }

@@ -1,7 +1,7 @@
 /* Pooling: the rows of a layer, summed in order, a sequence at a time.
  *
  * pool_rows gives a thread four columns of a sequence. A long piece has too few such threads to keep memory busy: there
- * pool_long fetches rows far ahead, and one warp adds 32 columns, in the same order. */
+ * pool_long fetches rows far ahead, and a lane adds each column, in the same order. */
 #include "rows/row.cuh"
 
 enum { POOL_THREADS = 128, AHEAD = 8 };
@@ -91,8 +91,8 @@ static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct po
     *(float4 *)result(a, p, s, c) = sum;
 }
 
-/* A block owns 32 columns of one long piece: all of it fetches, its first warp adds. */
-enum { STRIP = 32, STAGE = 64 /* rows */, STAGES = 5 };
+/* A block owns 16 columns of one long piece: all of it fetches, lanes of its first warp add. */
+enum { STRIP = 16, STAGE = 128 /* rows */, STAGES = 5, SENDERS = STRIP / 4 /* a row */ };
 struct strip {
     float x[STAGE][STRIP];
     float2 stats[STAGE];
@@ -100,46 +100,74 @@ struct strip {
 
 static __device__ __forceinline__ void send_strip(struct strip *to, const struct pool_args &a, int from, int last,
                                                   int column) {
-    int row = threadIdx.x / (STRIP / 4), c = threadIdx.x % (STRIP / 4) * 4;
+    int row = threadIdx.x / SENDERS, c = threadIdx.x % SENDERS * 4;
     bool inside = column + c < a.C;
 #pragma unroll
-    for (int i = 0; i < STAGE; i += POOL_THREADS / (STRIP / 4), row += POOL_THREADS / (STRIP / 4))
+    for (int i = 0; i < STAGE; i += POOL_THREADS / SENDERS, row += POOL_THREADS / SENDERS)
         copy_if<16>(&to->x[row][c], a.x + (size_t)(from + row) * a.C + column + c, inside && from + row < last);
     if (a.stats && threadIdx.x < STAGE)
         copy_if<8>(&to->stats[threadIdx.x], a.stats + from + threadIdx.x, from + (int)threadIdx.x < last);
 }
 
+/* Adds the rows of a stage, in order. Nothing is decided in the loop: its additions wait for each other alone. */
+template <int POOLING, bool NORMED>
+static __device__ __forceinline__ float add_strip(float sum, const struct strip &m, int count, int position, float w,
+                                                  float b) {
+    int lane = threadIdx.x % STRIP, i = 0;
+    for (; i + 2 * AHEAD <= count; i += 2 * AHEAD) {
+        float x[2 * AHEAD];
+#pragma unroll
+        for (int j = 0; j < 2 * AHEAD; j++) {
+            x[j] = m.x[i + j][lane];
+            if (NORMED) x[j] = normalise(x[j], m.stats[i + j].x, m.stats[i + j].y, w, b);
+        }
+#pragma unroll
+        for (int j = 0; j < 2 * AHEAD; j++) sum = pool_one(POOLING, sum, x[j], position + i + j);
+    }
+    for (; i < count; i++) {
+        float x = m.x[i][lane];
+        if (NORMED) x = normalise(x, m.stats[i].x, m.stats[i].y, w, b);
+        sum = pool_one(POOLING, sum, x, position + i);
+    }
+    return sum;
+}
+
+template <bool NORMED>
+static __device__ __forceinline__ float add_strip(int pooling, float sum, const struct strip &m, int count,
+                                                  int position, float w, float b) {
+    switch (pooling) {
+    case POOL_MEAN: return add_strip<POOL_MEAN, NORMED>(sum, m, count, position, w, b);
+    case POOL_WEIGHTED: return add_strip<POOL_WEIGHTED, NORMED>(sum, m, count, position, w, b);
+    case POOL_MAX: return add_strip<POOL_MAX, NORMED>(sum, m, count, position, w, b);
+    default: return add_strip<POOL_LAST, NORMED>(sum, m, count, position, w, b);
+    }
+}
+
 static __global__ void __launch_bounds__(POOL_THREADS) pool_long(const struct pool_args a) {
     __shared__ __align__(16) struct strip ring[STAGES];
-    int s = a.meta.long_pieces[blockIdx.x].number, column = blockIdx.y * STRIP,
-        c = min(column + (int)threadIdx.x, a.C - 1);
+    int s = a.meta.long_pieces[blockIdx.x].number, column = (int)blockIdx.y * STRIP + (int)threadIdx.x % STRIP;
     const struct pooled p = pooled_of(a, s);
-    const bool adds = threadIdx.x < STRIP && column + (int)threadIdx.x < a.C;
-    float sum = p.begins || !adds ? 0 : *carried(a, c), w = 1, b = 0;
-    if (a.stats) w = a.weight[c], b = a.bias[c];
+    const bool adds = threadIdx.x < STRIP && column < a.C;
+    float sum = p.begins || !adds ? 0 : *carried(a, column), w = 1, b = 0;
+    if (a.stats && adds) w = a.weight[column], b = a.bias[column];
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
-        send_strip(&ring[i], a, p.first + i * STAGE, p.last, column);
+        send_strip(&ring[i], a, p.first + i * STAGE, p.last, blockIdx.y * STRIP);
         copies_commit();
     }
     for (int t = p.first, slot = 0; t < p.last; t += STAGE, slot = slot + 1 < STAGES ? slot + 1 : 0) {
         copies_wait<STAGES - 2>();
         __syncthreads();
-        send_strip(&ring[slot ? slot - 1 : STAGES - 1], a, t + (STAGES - 1) * STAGE, p.last, column);
+        send_strip(&ring[slot ? slot - 1 : STAGES - 1], a, t + (STAGES - 1) * STAGE, p.last, blockIdx.y * STRIP);
         copies_commit();
-        if (threadIdx.x >= STRIP) continue;
-        const struct strip &m = ring[slot];
-        const int count = min(STAGE, p.last - t);
-#pragma unroll 8
-        for (int i = 0; i < count; i++) {
-            float x = m.x[i][threadIdx.x];
-            if (a.stats) x = normalise(x, m.stats[i].x, m.stats[i].y, w, b);
-            sum = pool_one(a.pooling, sum, x, p.position + t + i);
-        }
+        if (!adds) continue;
+        const int count = min(STAGE, p.last - t), position = p.position + t;
+        sum = a.stats ? add_strip<true>(a.pooling, sum, ring[slot], count, position, w, b)
+                      : add_strip<false>(a.pooling, sum, ring[slot], count, position, w, b);
     }
     float weight = divisor(a, p);
     if (weight) sum = __fdiv_rn(sum, weight);
-    if (adds) *result(a, p, s, column + (int)threadIdx.x) = sum;
+    if (adds) *result(a, p, s, column) = sum;
 }
 
 enum status cuda_pool(struct worker *w, const struct pool *a, struct error *e) {
