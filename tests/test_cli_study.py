@@ -1,0 +1,93 @@
+"""The commands study and report: a finished table is printed whatever becomes of the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from wordcounts import WORDS, WordCounts
+
+from rwkvsts import cli
+from rwkvsts.study import experiment, folder, plots
+
+
+@pytest.fixture
+def argv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A study of a stand-in model on a file of pairs, but for --out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
+    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    nothing = dict.fromkeys(plots.PLOTS, lambda study: object())
+    monkeypatch.setattr(plots, "PLOTS", nothing)
+    monkeypatch.setattr(plots, "draw", lambda study, name: plots.PLOTS[name](study))
+    monkeypatch.setattr(plots, "save", lambda figure, path, kind: path.write_text(kind))
+    rng = np.random.default_rng(0)
+    rows = ["a\tb\tscore\tsplit"]
+    for i in range(60):
+        one, other = (" ".join(rng.choice(WORDS, 5)) for _ in range(2))
+        rows.append(f"{one}\t{other}\t{i % 4}\t{'train' if i < 30 else 'test'}")
+    Path("mine.tsv").write_text("\n".join(rows))
+    Path("glove.txt").write_text("w1 1 0\nw2 0 1\n")
+    given = "study --model made/up --pairs mine.tsv --columns a,b,score --glove glove.txt"
+    return [*given.split(), "--timed-pairs", "0", "--resamples", "50", "--post", "none,abtt"]
+
+
+def test_own_pairs_are_scored_with_all_that_is_asked(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*argv, "--pooling", "mean,last", "--prompt", "none", "--prompt", "eol"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("made/up on mine.tsv\n")
+    assert "mine train, n = 30" in printed and "mine test, n = 30" in printed
+    assert "up last, world, prompt eol, abtt" in printed
+    assert "best on train" in " ".join(printed.split())
+
+
+def test_what_cannot_be_written_is_named_and_the_table_printed(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plots.PLOTS, "time", lambda study: 1 / 0)
+    assert cli.main([*argv, "--out", "out"]) == 1
+    printed = capsys.readouterr()
+    assert "mine test, n = 30" in printed.out and "Written into out: run.json" in printed.out
+    assert "the table is complete, but not all was written: time.pdf: division" in printed.err
+    assert (Path("out") / "table.csv").exists() and not (Path("out") / "time.pdf").exists()
+
+
+def test_a_full_disk_still_prints_the_table(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_put", full)
+    monkeypatch.setattr(folder, "_write_scores", full)
+    assert cli.main([*argv, "--out", "out"]) == 1
+    printed = capsys.readouterr()
+    assert "mine test, n = 30" in printed.out
+    assert "No space left on device" in printed.err
+
+
+def test_report_lays_runs_side_by_side(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*argv, "--out", "one"]) == 0
+    other = [word.replace("made/up", "made/down") for word in argv]
+    assert cli.main([*other, "--out", "two"]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "one", "two", "--out", "both"]) == 0
+    printed = capsys.readouterr().out
+    assert "up mean, world" in printed and "down mean, world" in printed
+    assert (Path("both") / "table.csv").exists()
+    assert cli.main(["report", "nowhere"]) == 1
+    assert "nowhere: not the folder of a run" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with folder.held(Path("out")):
+        assert cli.main([*argv, "--out", "out"]) == 1
+    assert "another study writes into out" in capsys.readouterr().err
