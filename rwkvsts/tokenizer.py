@@ -152,6 +152,7 @@ class World:
     name = "world"
 
     def __init__(self, path: Path, n_vocab: int) -> None:
+        self._made_of = Path(path).absolute(), n_vocab
         entries = read_vocabulary(path)
         _check_rows(str(path), max(entries, default=0), n_vocab)
         ids = np.fromiter(entries, np.int32, len(entries))
@@ -161,6 +162,10 @@ class World:
             self._core = _core.Tokenizer(ids, b"".join(entries.values()), offsets)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle, for another process, reads the file again."""
+        return World, self._made_of
 
     def encode(self, text: Text) -> list[int]:
         return self._core.encode(_as_bytes(text))

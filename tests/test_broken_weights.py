@@ -116,3 +116,16 @@ def test_what_wrappers_put_before_names_is_dropped(tmp_path: Path, prefix: str) 
     assert load(tmp_path, wrapped).encode_ids(ids, layers=0).tobytes() == expected
     compiled = {n.replace("blocks.0.", "blocks.0._orig_mod."): a for n, a in weights.items()}
     assert load(tmp_path, compiled).encode_ids(ids, layers=0).tobytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"),
+    [
+        ("att.time_state", "the states of state tuning alone. Give the plain model"),
+        ("att.key.lora_A", "LoRA weights alone. Merge them into the model"),
+    ],
+)
+def test_what_tuning_saves_alone_is_named(tmp_path: Path, leaf: str, words: str) -> None:
+    part = {f"blocks.{i}.{leaf}": np.ones((2, 4), np.float32) for i in range(2)}
+    with pytest.raises(CheckpointError, match=f"expected a model, found {words}"):
+        load(tmp_path, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import random
 import threading
 from pathlib import Path
@@ -245,6 +246,15 @@ def test_a_pipe_as_vocabulary_is_refused_without_waiting(tmp_path: Path) -> None
         World(tmp_path / "v.txt", 1000)
     with pytest.raises(CheckpointError, match="a regular file"):
         World(Path("/dev/zero"), 1000)
+
+
+def test_a_pickle_reads_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("v.txt"), [*BASE, "900 'ab' 2"])
+    content = pickle.dumps(World(Path("v.txt"), 1000))
+    monkeypatch.chdir(tmp_path.parent)
+    assert pickle.loads(content).encode("cab") == [ord("c") + 1, 900]
+    assert len(content) < 1000
 
 
 def test_a_tokenizer_json_that_makes_its_library_panic_is_refused(tmp_path: Path) -> None:

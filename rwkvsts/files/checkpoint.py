@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +180,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
         located, origin = _locate(stored)
         if not located:
             raise refusal(str(source.files[0]), "tensors", "none")
+        _check_whole(source.name, located)
         return Checkpoint(source, located, origin, files.pop_all())
 
 
@@ -197,6 +198,15 @@ def _locate(stored: Sequence[Stored]) -> tuple[dict[str, Located], str | None]:
             first = located.get(part.name)
             located[part.name] = Located(tensor, part, None if first is None else first.stored)
     return located, naming.origin
+
+
+def _check_whole(where: str, names: Collection[str]) -> None:
+    """Refuse what tuning saves apart from the model that it belongs to."""
+    if all(".time_state" in name for name in names):
+        raise refusal(where, "a model", "the states of state tuning alone", "Give the plain model.")
+    if "emb.weight" not in names and any("lora" in name.lower() for name in names):
+        remedy = "Merge them into the model that they were trained for, and give that."
+        raise refusal(where, "a model", "LoRA weights alone", remedy)
 
 
 def _check_bytes(index: Mapping[str, Extent], file: BinaryIO, path: Path) -> None:
