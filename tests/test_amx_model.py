@@ -56,7 +56,7 @@ def test_agrees_with_the_reference(library: Path, shape: str) -> None:
 def test_bits_ignore_batch_order_and_threads(library: Path, shape: str) -> None:
     rng = np.random.default_rng(13)
     weights = random_weights(14, L=2, **SHAPES[shape])
-    ids = random_ids(15, rng.integers(1, 80, 10).tolist())
+    ids = random_ids(15, rng.integers(1, 80, 5).tolist())  # the software model is slow
     one, three = (model_on(library, weights, "bfloat16", threads=n) for n in (1, 3))
     alone = np.concatenate([one.encode_ids([i], [0, 1], "weighted") for i in ids])
     for batch_tokens in (7, 64, 300):

@@ -1,4 +1,4 @@
-"""Ray Data: a corpus over many machines and GPUs, by Ray's scheduler and Ray's restarts.
+"""Ray Data: a corpus over many machines and GPUs, by Ray's scheduler and Ray's restarts::
 
     import ray
     from rwkvsts.integrations.ray import Embedder
