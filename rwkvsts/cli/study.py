@@ -101,6 +101,17 @@ def run_study(args: argparse.Namespace) -> None:
         timed_pairs=args.timed_pairs,
         norms=args.out is not None,
     )
+    _announce(config, bundled)
+    if args.out is not None:
+        check_writable(args.out)
+    keep = None if args.out is None else args.out / folder.PASSES
+    with nullcontext() if args.out is None else folder.held(args.out):
+        _publish(study.run(config, keep), args.out)
+    if bundled:
+        print(f"The real one: {REAL}")
+
+
+def _announce(config: study.StudyConfig, bundled: bool) -> None:
     if bundled:
         print(
             "Bundled demonstration: a small RWKV-6 and sentence pairs that come with rwkvsts. The "
@@ -109,15 +120,8 @@ def run_study(args: argparse.Namespace) -> None:
             flush=True,
         )
     else:
-        names = [*tasks, *(Path(path).name for path in config.pairs)]
-        print(f"{', '.join(models)} on {', '.join(names)}", flush=True)
-    if args.out is not None:
-        check_writable(args.out)
-    keep = None if args.out is None else args.out / folder.PASSES
-    with nullcontext() if args.out is None else folder.held(args.out):
-        _publish(study.run(config, keep), args.out)
-    if bundled:
-        print(f"The real one: {REAL}")
+        names = [*config.tasks, *(Path(path).name for path in config.pairs)]
+        print(f"{', '.join(config.models)} on {', '.join(names)}", flush=True)
 
 
 def run_report(args: argparse.Namespace) -> None:

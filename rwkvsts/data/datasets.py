@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, HubError
 from ..files.hub import fetch
 from . import layouts
 from .catalogue import DATA_SETS, DataSet, find
-from .pairs import Pairs, collect
+from .pairs import Columns, Pairs, collect
 from .readers import Record, read_jsonl, read_parquet, read_tsv
 
 __all__ = ["DATA_SETS", "Pairs", "asset", "load"]
@@ -57,15 +58,8 @@ def load(
     spec = find(name)
     split = spec.default if split is None else split
     part, window = _parse_split(name, spec, split)
-    if name == "demo":
-        path = asset("pairs.tsv")
-        files: layouts.Files = [(path, read_tsv(path))]
-        columns = spec.columns
-    elif data is not None:
-        files, columns = layouts.local(name, spec, part, Path(data))
-    else:
-        path = _download(name, spec, part, revision, cache_dir, local_files_only)
-        files, columns = [(path, _read_hub_file(path, spec))], spec.hub_columns
+    hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    files, columns = _files(name, spec, part, data, hub)
     assert columns is not None
     pairs = collect(name, part, files, columns)
     _check_count(pairs, spec.counts[part], [path for path, _ in files])
@@ -78,6 +72,19 @@ def load(
         pairs.label[window],
         pairs.source,
     )
+
+
+def _files(
+    name: str, spec: DataSet, part: str, data: str | Path | None, hub: dict[str, Any]
+) -> tuple[layouts.Files, Columns | None]:
+    """The files that hold a split, their rows and columns: bundled, local, or from the hub."""
+    if name == "demo":
+        path = asset("pairs.tsv")
+        return [(path, read_tsv(path))], spec.columns
+    if data is not None:
+        return layouts.local(name, spec, part, Path(data))
+    path = _download(name, spec, part, **hub)
+    return [(path, _read_hub_file(path, spec))], spec.hub_columns
 
 
 def asset(name: str) -> Path:
