@@ -20,7 +20,6 @@ from rwkvsts.study.postprocess import (
     PostProcess,
     Standardise,
     Whitening,
-    make,
 )
 
 
@@ -138,19 +137,16 @@ def test_directions_need_two_rows(rows: np.ndarray) -> None:
         AllButTheTop(9).fit(rows)
 
 
-def test_steps_by_name_and_the_head_of_a_model(tmp_path: Path) -> None:
+def test_the_head_of_a_model(tmp_path: Path) -> None:
     weights = random_weights(3, L=1)
     head = weights["head.weight"]
     write_safetensors(tmp_path / "a.safetensors", weights)
     model = rwkvsts.load(tmp_path / "a.safetensors", device="cpu", tokenizer=None)
     assert np.array_equal(model.head(), head)
     rows = model.encode_ids([[1, 2, 3], [4, 5]], "final")
-    found = make("filter", model).transform(rows)
+    found = EmbedFilter(model.head()).transform(rows)
     np.testing.assert_allclose(found, EmbedFilter(head).transform(rows))
     assert found.shape == (2, 32) and found.dtype == np.float32
-    assert isinstance(make("whitening", model), Whitening)
-    with pytest.raises(ValueError, match=r"post-processing 'pca': expected one of standardise, "):
-        make("pca", model)
     write_safetensors(tmp_path / "b.safetensors", {n: bf16(a) for n, a in weights.items()})
     rounded = rwkvsts.load(tmp_path / "b.safetensors", device="cpu", tokenizer=None).head()
     assert rounded.dtype == np.float32 and np.allclose(rounded, head, rtol=1 / 128)

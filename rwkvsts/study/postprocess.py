@@ -8,8 +8,7 @@ dtype of what came in outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,12 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 Rows = NDArray[np.floating[Any]]
 Array = NDArray[np.float64]
 Step = TypeVar("Step", bound="PostProcess")
-
-
-class HasHead(Protocol):
-    """A language model whose head, [V, C], can be had."""
-
-    def head(self) -> NDArray[np.float32]: ...
 
 
 class PostProcess:
@@ -183,23 +176,6 @@ class ConcatenateLayers(PostProcess):
 
     def _apply(self, X: Array) -> Array:
         return _unit_layers(X).reshape(len(X), -1)
-
-
-POSTS = ("standardise", "top", "whitening", "filter")
-
-
-def make(name: str, model: HasHead) -> PostProcess:
-    """A new step by its name in tables; "filter" reads the model's head."""
-    if name == "filter":
-        return EmbedFilter(model.head())
-    steps: dict[str, Callable[[], PostProcess]] = {
-        "standardise": Standardise,
-        "top": AllButTheTop,
-        "whitening": Whitening,
-    }
-    if name not in steps:
-        raise ValueError(f"post-processing {name!r}: expected one of {', '.join(POSTS)}")
-    return steps[name]()
 
 
 def _rows(X: ArrayLike) -> tuple[Array, Any]:
