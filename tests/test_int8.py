@@ -21,7 +21,7 @@ from tinymodel import load, random_ids, random_weights
 from tinymodel7 import load7, random_weights7
 
 import rwkvsts
-from rwkvsts import _core
+from rwkvsts import _core, cli
 from rwkvsts.device import choose
 
 BENCH = CSRC.parent / "bench"
@@ -140,3 +140,21 @@ def test_it_is_no_type_of_a_file() -> None:
     core = _core.Model([(name, a.shape) for name, a in weights.items()], dtype="int8")
     with pytest.raises(ValueError, match="expected float32, float16 or bfloat16"):
         core.put("emb.weight", weights["emb.weight"], "int8")
+
+
+def test_info_prints_what_it_costs_on_ones_own_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("A first sentence.\n\nAnd a second one, of 12 words or so.\n")
+    ask = ["info", "demo", "--accuracy", str(file), "--device", "cpu", "--dtype"]
+    assert cli.main([*ask, "int8"]) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("cpu int8 against float32, cosine over 2 texts")
+    assert [line.split()[0] for line in lines] == [*map(str, range(12)), "final"]
+    assert all(LOWEST_COSINE < float(line.split()[1]) < 1 for line in lines[1:])
+    assert cli.main([*ask, "float32"]) == 1
+    assert "give --dtype" in capsys.readouterr().err
+    file.write_text("\n \n")
+    assert cli.main([*ask, "int8"]) == 1
+    assert "no text" in capsys.readouterr().err

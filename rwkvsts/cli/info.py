@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from .. import device
 from .._core import cpu_features
-from ..errors import DeviceError
+from ..errors import DataError, DeviceError
 from ..model import RWKV
 from ..study import machine
+from . import accuracy
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +18,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="file, folder, repository or demo"
     )
     parser.add_argument("--file", help="weight file in a folder or repository of several")
+    accuracy.add_options(parser)
     parser.set_defaults(run=run_info)
 
 
 def run_info(args: argparse.Namespace) -> None:
     """`rwkvsts info`: versions, what the processor and the GPU offer, and a model's sizes."""
+    if args.accuracy is not None:
+        if args.model is None:
+            raise DataError("--accuracy: of which model? Name it, as in info demo --accuracy FILE")
+        for line in accuracy.report(args):
+            print(line)
+        return
     facts: dict[str, object] = {**machine.machine_facts()}
     for package in ("huggingface_hub", "tokenizers", "pyarrow", "matplotlib"):
         facts[package] = machine.version(package)
