@@ -1,7 +1,9 @@
 """How fast RWKV-6 runs on this CPU, beside what the machine could do and what others reach.
 
     python bench/cpu.py [--sentences 64] [--turns 3] [--sizes finch,small] [--threads N]
-                        [--peers] [--check]
+                        [--dtypes bfloat16,float32,int8] [--rows N] [--peers] [--check]
+                        [--results FILE]
+    python bench/cpu.py --threads 1,2,4,8,16 [--sizes finch] [--dtypes bfloat16,float32] [--rows N]
 
 Makes random checkpoints (bench/checkpoint.py), draws sentences with MRPC's lengths (2816 of them
 are the whole task, about 76,000 World tokens), and prints tokens and pairs per second, GFLOP/s,
@@ -9,7 +11,10 @@ their share of the rate at which torch's matrix products run in the same shapes 
 the machine's GEMM ceiling; needs torch), a single pair's latency and peak memory. Every
 measurement has a process of its own, so that its peak memory is its own. --peers adds
 llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py); --check
-compares every layer with the float64 reference.
+compares every layer with the float64 reference; --results writes what bench/table.py reads.
+
+With several numbers of threads it measures each of them on as many processors, one a core as long
+as there are cores, beside the sum of what these processors reach alone in the same run.
 
 What a program can do shows while nothing disturbs it, as in timeit: neighbours on a shared machine
 only ever take away. So everything is measured once a turn, in --turns turns, and the best of each
@@ -19,6 +24,7 @@ counts; the medians stand beside it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -40,9 +46,12 @@ import numpy as np
 from checkpoint import Size
 
 import rwkvsts
+from rwkvsts.processors import threads_here
+from rwkvsts.study.machine import machine_facts
 
 SIZES = {"finch": checkpoint.FINCH_1B6, "small": checkpoint.SMALL}
-DTYPES = ("bfloat16", "float32")
+DTYPES = "bfloat16,float32,int8"
+CEILINGS = ("bfloat16", "float32")  # whose products torch has
 PAIRS = 7  # whose median is a turn's figure
 RATES = ("tokens/s", "median", "pairs/s", "GFLOP/s", "ceiling", "share")
 REST = ("pair ms", "median", "RSS GiB")
@@ -67,7 +76,9 @@ def apart(function: Callable[..., Any], *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def measure(path: Path, dtype: str, blocks: int, count: int, threads: int) -> dict[str, Any]:
+def measure(
+    path: Path, dtype: str, blocks: int, count: int, threads: int, rows: int | None = None
+) -> dict[str, Any]:
     """Tokens per second over `count` sentences, one pair's milliseconds, memory."""
     start = time.perf_counter()
     m = rwkvsts.RWKV6.from_pretrained(
@@ -81,7 +92,7 @@ def measure(path: Path, dtype: str, blocks: int, count: int, threads: int) -> di
 
     def seconds(some: list[list[int]]) -> float:
         start = time.perf_counter()
-        m.encode_ids(some, layers, show_progress=False)
+        m.encode_ids(some, layers, batch_tokens=rows, show_progress=False)
         return time.perf_counter() - start
 
     return {
@@ -141,13 +152,15 @@ class Program:
         return [result[what] for result in self.results if what in result]
 
 
-def ours(size: Size, path: Path, dtype: str, count: int, threads: int) -> list[Program]:
+def ours(
+    size: Size, path: Path, dtype: str, count: int, threads: int, rows: int | None
+) -> list[Program]:
     """The 12 blocks that the paper's layers need, and all of them."""
     return [
         Program(
             f"rwkvsts {dtype}, {blocks} blocks",
             blocks,
-            partial(apart, measure, path, dtype, blocks, count, threads),
+            partial(apart, measure, path, dtype, blocks, count, threads, rows),
         )
         for blocks in sorted({12, size.L})
     ]
@@ -159,9 +172,10 @@ def take_turns(
     """Measure every program `turns` times in turn; the best rate of the products alone, FLOP/s."""
     tops, running = [], list(programs)
     for _ in range(turns):
-        with suppress(ImportError):
-            tops.append(apart(ceiling, size, dtype, threads))
-            print(f"    the products alone: {tops[-1] / 1e9:.0f} GFLOP/s")
+        if dtype in CEILINGS:
+            with suppress(ImportError):
+                tops.append(apart(ceiling, size, dtype, threads))
+                print(f"    the products alone: {tops[-1] / 1e9:.0f} GFLOP/s")
         for program in list(running):
             try:
                 result = program.run()
@@ -202,36 +216,130 @@ def report(programs: list[Program], size: Size, top: float | None, count: int) -
         line(program.name, *cells)
 
 
-def main() -> None:
+def rows_of_table(
+    programs: list[Program], size: Size, dtype: str, threads: int
+) -> list[dict[str, Any]]:
+    """What bench/table.py prints of each program."""
+    return [
+        {
+            "program": "rwkvsts" if not program.peer else program.name,
+            "size": size.name,
+            "dtype": dtype,
+            "blocks": program.blocks,
+            "threads": threads,
+            "device": program.results[0].get("device", "cpu"),
+            "tokens/s": program.all("tokens/s"),
+            "pair ms": program.all("pair"),
+            "peak bytes": max(program.all("rss")) * 2**30,
+        }
+        for program in programs
+        if program.results
+    ]
+
+
+# ---- many cores ---------------------------------------------------------------------------------
+
+
+def processors() -> list[int]:
+    """Those of this process: one of each core, then the others of these cores."""
+    first, rest = [], []
+    for processor in sorted(os.sched_getaffinity(0)):
+        more = threads_here(mask={*first, processor}) > len(first)
+        (first if more else rest).append(processor)
+    return first + rest
+
+
+def measure_on(some: list[int], *args: Any) -> float:
+    """Tokens per second of a process that may run on these processors alone."""
+    os.sched_setaffinity(0, some)
+    return measure(*args)["tokens/s"]
+
+
+def scale(args: argparse.Namespace, size: Size, path: Path, dtype: str) -> None:
+    """Print each number of threads beside the sum of its processors, each alone."""
+    here, blocks = processors(), min(12, size.L)
+    numbers = [n for n in args.threads if n <= len(here)]
+    alone: dict[int, list[float]] = {p: [] for p in here[: max(numbers)]}
+    together: dict[int, list[float]] = {n: [] for n in numbers}
+    for _ in range(args.turns):
+        for n in numbers:
+            what = (path, dtype, blocks, n * args.sentences, n, args.rows)
+            together[n].append(apart(measure_on, here[:n], *what))
+        for processor in alone:
+            what = (path, dtype, blocks, args.sentences, 1, args.rows)
+            alone[processor].append(apart(measure_on, [processor], *what))
+    print("threads  tokens/s  median  sum alone  share of it  best share")
+    for n in numbers:
+        best, median = max(together[n]), statistics.median(together[n])
+        most = sum(max(alone[p]) for p in here[:n])
+        usual = sum(statistics.median(alone[p]) for p in here[:n])
+        print(
+            f"{n:7d}  {best:8.0f}  {median:6.0f}  {usual:9.0f}  {100 * median / usual:9.0f} %"
+            f"  {100 * best / most:8.0f} %"
+        )
+    skipped = [n for n in args.threads if n not in numbers]
+    if skipped:
+        print(f"left out: {skipped} threads, as this process may use {len(here)} processors")
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sentences", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sizes", default="finch,small")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--dtypes", default=DTYPES)
+    parser.add_argument(
+        "--threads",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[threads_here()],
+        help="several, as in 1,2,4: how they scale",
+    )
+    parser.add_argument("--rows", type=int, help="tokens of a pass; default: the device's choice")
+    parser.add_argument("--results", type=Path, help="file to write, for bench/table.py")
     parser.add_argument("--peers", action="store_true", help="also measure other programs")
     parser.add_argument("--check", action="store_true", help="also compare with float64")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rwkvsts-bench"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     sys.stdout.reconfigure(line_buffering=True)
     args.folder.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     for name in args.sizes.split(","):
         size = SIZES[name]
         path = args.folder / f"{name}.safetensors"
         checkpoint.write(path, size)
-        for dtype in DTYPES:
-            print(f"\n{size.name}, {dtype}, {args.threads} threads, {args.sentences} sentences")
-            what = (size, path, dtype, args.sentences, args.threads)
-            programs = ours(*what)
-            if args.peers:
-                programs += cpu_peers.programs(*what)
-            top = take_turns(programs, size, dtype, args.threads, args.turns)
-            report(programs, size, top, args.sentences)
-            if args.peers:
-                cpu_peers.compare(programs, *what)
-            if args.check:
-                apart(compare, size, path, dtype, args.threads)
+        for dtype in args.dtypes.split(","):
+            numbers = ", ".join(map(str, args.threads))
+            print(f"\n{size.name}, {dtype}, {numbers} threads, {args.sentences} sentences")
+            if len(args.threads) > 1:
+                scale(args, size, path, dtype)
+            else:
+                results += compare_programs(args, size, path, dtype)
+    if args.results:
+        args.results.write_text(json.dumps({"facts": machine_facts(), "rows": results}, indent=1))
+
+
+def compare_programs(
+    args: argparse.Namespace, size: Size, path: Path, dtype: str
+) -> list[dict[str, Any]]:
+    """Measure and print ours and, if asked for, others; rows for bench/table.py."""
+    threads = args.threads[0]
+    what = (size, path, dtype, args.sentences, threads)
+    programs = ours(*what, args.rows)
+    if args.peers:
+        programs += cpu_peers.programs(*what)
+    top = take_turns(programs, size, dtype, threads, args.turns)
+    report(programs, size, top, args.sentences)
+    if args.peers:
+        cpu_peers.compare(programs, *what)
+    if args.check:
+        apart(compare, size, path, dtype, threads)
+    return rows_of_table(programs, size, dtype, threads)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,6 @@ static void quantise_plainly(const float *in, int rows, int k, int padded, int8_
     }
     free(line);
 }
-
 /* Random sizes; whether the product's bits are those of plain loops. */
 static bool check_int8_once(const char *isa, int threads) {
     struct bench b;
@@ -269,9 +268,20 @@ typedef double peak_loop(void);
 PEAK_LOOP(peak_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), 16, FMA_STEP)
 PEAK_LOOP(peak_avx512, "avx512f", __m512, _mm512_setzero_ps(), 32, FMA_STEP)
 PEAK_LOOP(peak_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), 64, DP_STEP)
+#define VNNI_STEP(x) STEP("vpdpbusd", x)
+PEAK_LOOP(peak_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), 128, VNNI_STEP)
 
-__attribute__((target("amx-tile,amx-bf16"))) static double peak_amx(void) {
+#define FOUR(product)                                                                                                  \
+    do {                                                                                                               \
+        product(0, 4, 5);                                                                                              \
+        product(1, 4, 5);                                                                                              \
+        product(2, 4, 5);                                                                                              \
+        product(3, 4, 5);                                                                                              \
+    } while (0)
+
+__attribute__((target("amx-tile,amx-bf16,amx-int8"))) static double peak_tiles(bool int8) {
 #if defined(EMULATE_AMX)
+    (void)int8;
     return NAN;
 #else
     static const unsigned char config[64] __attribute__((aligned(64))) = {
@@ -285,15 +295,21 @@ __attribute__((target("amx-tile,amx-bf16"))) static double peak_amx(void) {
     _tile_zero(5);
     double start = now();
     for (int i = 0; i < PEAK_STEPS / 8; i++) {
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_dpbf16ps(1, 4, 5);
-        _tile_dpbf16ps(2, 4, 5);
-        _tile_dpbf16ps(3, 4, 5);
+        if (int8) FOUR(_tile_dpbssd);
+        else FOUR(_tile_dpbf16ps);
     }
-    double rate = 4.0 * (PEAK_STEPS / 8) * 16 * 16 * 32 * 2 / (now() - start);
+    double rate = 4.0 * (PEAK_STEPS / 8) * 16 * 16 * (int8 ? 64 : 32) * 2 / (now() - start);
     _tile_release();
     return rate;
 #endif
+}
+
+static double peak_amx(void) {
+    return peak_tiles(false);
+}
+
+static double peak_amx8(void) {
+    return peak_tiles(true);
 }
 
 static void *run_peak(void *argument) {
@@ -317,6 +333,8 @@ static double peak_of(peak_loop *loop, int threads) {
 /* The peak of the instruction that a product of this dtype runs on. */
 static double peak(const char *isa, enum dtype dtype, int threads) {
     struct cpu_features f = cpu_features();
+    if (!strcmp(isa, "amx") && dtype == I8) return f.amx ? peak_of(peak_amx8, threads) : NAN;
+    if (dtype == I8) return strncmp(isa, "avx512", 6) || !f.avx512vnni ? NAN : peak_of(peak_vnni, threads);
     if (!strcmp(isa, "amx") && dtype == BF16) return f.amx ? peak_of(peak_amx, threads) : NAN;
     if (!strcmp(isa, "avx512bf16") && dtype == BF16) return f.avx512bf16 ? peak_of(peak_bf16, threads) : NAN;
     if (!strcmp(isa, "portable")) return NAN;
@@ -364,12 +382,12 @@ static void time_shape(const char *isa, enum dtype dtype, enum dtype weights, in
     static const int rows[] = {1, 16, 54, 256, 1024};
     struct bench b;
     if (!bench_open(&b, isa, dtype, threads, 2048, 7168, 1024)) return;
-    size_t weight_bytes = (size_t)N * (size_t)K * dtype_bytes(weights);
+    size_t weight_bytes = (size_t)N * (size_t)K * dtype_bytes(dtype == I8 ? I8 : weights);
     int copies = (int)(COPIES_BYTES / weight_bytes) + 1;
     struct weight packed[64];
     void *linear = random_array(weights, (size_t)N * (size_t)K, 0.02f, NULL);
     for (int i = 0; i < copies; i++) packed[i] = pack(&b, weights, N, K, linear);
-    void *in = random_array(dtype, (size_t)1024 * (size_t)K, 1, NULL);
+    void *in = random_array(dtype == F32 ? F32 : BF16, (size_t)1024 * (size_t)K, 1, NULL);
     float *out = memory_new(NULL, (size_t)1024 * (size_t)N * 4);
     memset(out, 0, (size_t)1024 * (size_t)N * 4);
     printf("%-11s %-8s x %-8s N %4d K %4d:", isa, dtype_name(dtype), dtype_name(weights), N, K);
@@ -396,8 +414,9 @@ static void time_shape(const char *isa, enum dtype dtype, enum dtype weights, in
 
 static void time_isa(const char *isa, int threads) {
     static const int shapes[][2] = {{2048, 2048}, {7168, 2048}, {2048, 7168}};
-    double top32 = peak(isa, F32, threads), top16 = peak(isa, BF16, threads);
-    printf("%-11s peak of its instruction: float32 %.0f GF/s, bfloat16 %.0f GF/s\n", isa, 1e-9 * top32, 1e-9 * top16);
+    double top32 = peak(isa, F32, threads), top16 = peak(isa, BF16, threads), top8 = peak(isa, I8, threads);
+    printf("%-11s peak of its instruction: float32 %.0f GF/s, bfloat16 %.0f GF/s, int8 %.0f GF/s\n", isa, 1e-9 * top32,
+           1e-9 * top16, 1e-9 * top8);
     for (int i = 0; i < 3; i++) {
         int N = shapes[i][0], K = shapes[i][1];
         if (strcmp(isa, "avx512bf16") && strcmp(isa, "amx")) {
@@ -405,6 +424,7 @@ static void time_isa(const char *isa, int threads) {
             time_shape(isa, F32, BF16, threads, N, K, top32);
         }
         time_shape(isa, BF16, BF16, threads, N, K, top16);
+        time_shape(isa, I8, BF16, threads, N, K, top8);
     }
 }
 

@@ -1,7 +1,7 @@
 """Other programs on the same checkpoint, sentences and threads, for a ratio beside each figure.
 
-    llama-cpp-python   GGUF files written here (F32, BF16; needs gguf), mean pooling, 32 ragged
-                       sequences in a batch; all blocks, as it cannot stop earlier
+    llama-cpp-python   GGUF files written here (F32, BF16, Q8_0; needs gguf), mean pooling, 32
+                       ragged sequences in a batch; all blocks, as it cannot stop earlier
     rwkv               the official package, one sentence a call; all blocks and the head
 
 What is not installed is left out, saying so. Rescaling is off, so llama.cpp's rows can be compared
@@ -112,7 +112,10 @@ def write_gguf(path: Path, size: Size, kind: str) -> None:
     for name, array in gguf_tensors(size):
         if array.dtype == np.uint16 and kind == "F32":
             array = floats(array)
-        if array.dtype == np.uint16:
+        if array.dtype == np.uint16 and kind == "Q8_0":
+            q8_0 = gguf.GGMLQuantizationType.Q8_0
+            w.add_tensor(name, gguf.quants.quantize(floats(array), q8_0), raw_dtype=q8_0)
+        elif array.dtype == np.uint16:
             bytes_ = array.view(np.uint8)
             w.add_tensor(name, bytes_, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
@@ -220,11 +223,11 @@ def cosine(path: Path, rows: np.ndarray, ids: list[list[int]]) -> float:
 
 
 def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> list[Program]:
-    """Both in this dtype, over all blocks; their files are written at their first turn."""
+    """Those that have this dtype, over all blocks; files are written at their first turn."""
     from cpu import Program, apart, sentences
 
     ids = sentences(count, size.V)
-    kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    kind = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}[dtype]
 
     def run_llama() -> dict[str, Any]:
         file = path.with_suffix(f".{kind}.gguf")
@@ -236,10 +239,10 @@ def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> li
         write_pth(file, size)
         return apart(rwkv_pip, file, dtype, ids, threads)
 
-    return [
-        Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True),
-        Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True),
-    ]
+    found = [Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True)]
+    if dtype != "int8":
+        found.append(Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True))
+    return found
 
 
 def compare(

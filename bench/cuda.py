@@ -1,20 +1,24 @@
 """How fast RWKV-6 runs on this GPU: Finch-1B6's shape, random weights made in memory, 12 blocks.
 
     python bench/cuda.py [--check] [--sweep] [--peers] [--dtype bfloat16] [--repeats 5]
+                         [--results FILE]
 
 Prints tokens per second end to end (ids in, NumPy rows of layers 1, 3, ..., 11 out), one pair's
 latency, peak device memory, the same within 1.6 GB, and the share of the rate at which the block's
 products alone would run at `--ceiling` tokens per second. --check compares every layer with the
 float64 reference and the bits over random batchings; --sweep tries other numbers of tokens a pass;
---peers runs what else is installed on the same weights and sentences: see cuda_peers.py.
+--peers runs what else is installed on the same weights and sentences: see cuda_peers.py; --results
+writes what bench/table.py reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import statistics
 import time
+from pathlib import Path
 
 import check
 import checkpoint
@@ -24,6 +28,7 @@ import numpy as np
 from rwkvsts import RWKV6, _core
 from rwkvsts.device import cuda_facts, cuda_library, cuda_route, query_cuda
 from rwkvsts.opening import Opened
+from rwkvsts.study.machine import machine_facts
 
 BLOCKS = 12
 LAYERS = [*range(1, BLOCKS, 2)]
@@ -91,6 +96,22 @@ def check_bits(m: RWKV6, ids: list[np.ndarray], repeats: int) -> None:
     print(f"bits: {different} of {9 + len(range(0, len(ids), 97)) + repeats} runs differ")
 
 
+def write_results(path: Path, m: RWKV6, dtype: str, rate: float, pair: float) -> None:
+    """A row for bench/table.py."""
+    row = {
+        "program": "rwkvsts",
+        "size": SIZE.name,
+        "dtype": dtype,
+        "blocks": BLOCKS,
+        "threads": None,
+        "device": query_cuda().name,
+        "tokens/s": [rate],
+        "pair ms": [1e3 * pair],
+        "peak bytes": m.memory()["peak"],
+    }
+    path.write_text(json.dumps({"facts": machine_facts(), "rows": [row]}, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="bfloat16")
@@ -100,6 +121,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--results", type=Path, help="file to write, for bench/table.py")
     args = parser.parse_args()
     tensors = dict(checkpoint.tensors(SIZE))
     ids = sentences(args.sentences)
@@ -116,6 +138,8 @@ def main() -> None:
     print(f"{rate:,.0f} tokens/s, {100 * rate / args.ceiling:.0f} % of the products alone")
     print("memory:", {name: f"{size / 1e9:.3f} GB" for name, size in m.memory().items()})
     median, slow = pair_seconds(m, ids)
+    if args.results:
+        write_results(args.results, m, args.dtype, rate, median)
     print(f"a pair: {1e3 * median:.3f} ms, 90 % within {1e3 * slow:.3f} ms")
     if args.check:
         check_bits(m, ids, 100)
