@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs a wheel where there is no compiler, and runs the common tests on what was installed.
 #
-#     tools/check_wheel.sh WHEEL
+#     tools/check_wheel.sh WHEEL [pytest arguments]
 #
 # The environment is new and its PATH holds nothing but itself, git and a few basic programs: tests
 # that compile something skip. The tests are this checkout's; the package is the wheel's.
 set -euo pipefail
 wheel=$(realpath "$1")
+shift
 cd "$(dirname "$0")/.."
 
 folder=$(mktemp -d)
@@ -22,4 +23,4 @@ export PATH="$folder/venv/bin:$folder/bin"
 ! command -v gcc cc clang nvcc || { echo "a compiler is still in reach" >&2; exit 1; }
 pip install -q --only-binary :all: "$wheel[test]"
 (cd "$folder" && python -c 'import rwkvsts; print(rwkvsts.__file__)' && rwkvsts info)
-pytest
+pytest "$@"
