@@ -233,7 +233,7 @@ def test_a_full_disk(
 
 
 @pytest.mark.slow
-def test_memory_stays_flat(weights: Path, tmp_path: Path) -> None:
+def test_memory_stays_flat(tmp_path: Path) -> None:
     """2 GB of text in long and short rows, within 1 GB on top of a process that embeds a little."""
 
     def peak(count: int) -> int:
@@ -244,7 +244,7 @@ def test_memory_stays_flat(weights: Path, tmp_path: Path) -> None:
                 file.write(line if i % 2 else json.dumps({"text": f"w{i}"}) + "\n")
         code = (
             "import sys, resource; from pathlib import Path; from rwkvsts import RWKV6, corpus\n"
-            f"m = RWKV6.from_pretrained({str(weights)!r}, tokenizer='bytes', device='cpu')\n"
+            "m = RWKV6.from_pretrained('demo', device='cpu', max_layer=0)\n"
             f"s = corpus.survey(corpus.find([{str(path)!r}]), corpus.Columns(), 'error')\n"
             "how = corpus.Options(layers=(0,), max_length=8)\n"
             f"corpus.to_folder(m, s, Path({str(out)!r}), how)\n"
