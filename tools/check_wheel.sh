@@ -14,7 +14,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 mkdir "$folder/bin"
-for program in bash sh env git cat ls uname dirname realpath; do
+for program in bash sh env git cat ls rm uname dirname realpath; do
     ln -s "$(command -v "$program")" "$folder/bin/"
 done
 
