@@ -39,6 +39,7 @@ struct on_device {
     explicit on_device(int ordinal) : before(ordinal), now(ordinal) {
         if (cudaGetDevice(&before) != cudaSuccess) before = now;
         if (before != now) cudaSetDevice(now);
+        cudaGetLastError(); /* an error left behind, here or by another library, is not the next launch's */
     }
     ~on_device() {
         if (before != now) cudaSetDevice(before);
