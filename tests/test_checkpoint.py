@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import random
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from makecheckpoint import (
     op_global,
     op_tensor,
     op_value,
-    row_major,
     safetensors_bytes,
     torch_pickle,
     torch_zip,
@@ -573,8 +571,8 @@ class TestBadZips:
         assert_refused(path, words)
 
 
-class TestFuzz:
-    """Whatever is done to a file, it is read or refused, and nothing else happens."""
+class TestTruncation:
+    """A file that ends too early is refused wherever it ends; other damage is tests/fuzz's."""
 
     @staticmethod
     def survives(path: Path) -> bool:
@@ -593,30 +591,3 @@ class TestFuzz:
         for size in range(len(whole)):
             path.write_bytes(whole[:size])
             assert not self.survives(path), size
-
-    @pytest.mark.parametrize("write", [write_safetensors, write_torch])
-    def test_flipped_bytes(self, tmp_path: Path, write: Callable[..., None]) -> None:
-        path = tmp_path / "x.pth"
-        write(path, hf_names(ARRAYS))
-        whole = path.read_bytes()
-        dice = random.Random(60)
-        read = 0
-        for _ in range(700):
-            damaged = bytearray(whole)
-            for _ in range(dice.choice((1, 1, 2, 8))):
-                damaged[dice.randrange(len(whole))] = dice.randrange(256)
-            path.write_bytes(damaged)
-            read += self.survives(path)
-        assert 0 < read < 700  # Data may change unseen, headers may not.
-
-    def test_shuffled_pickles(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.pth"
-        shape = (2, 2)
-        tensor = op_tensor(Stored("F32", "0", 4, 0, shape, row_major(shape)), parameter=True)
-        whole = torch_pickle({"a": tensor, "b": tensor}, ordered=True)
-        dice = random.Random(61)
-        for _ in range(700):
-            a, b, c = sorted(dice.randrange(len(whole)) for _ in range(3))
-            shuffled = whole[:a] + whole[b:c] + whole[a:b] + whole[c:]
-            torch_zip(path, shuffled, {"0": bytes(16)})
-            self.survives(path)
