@@ -11,7 +11,7 @@ import pytest
 from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
-from rwkvsts.errors import HubError
+from rwkvsts.errors import DataError, HubError
 from rwkvsts.study import StudyConfig, experiment, models
 from rwkvsts.study.settings import Reading
 
@@ -55,6 +55,18 @@ def test_a_model_with_its_own_tokenizer_reads_once(monkeypatch: pytest.MonkeyPat
     assert own == [Reading(None), Reading(None, layers="all")]
     both = StudyConfig(tokenizers=("gpt2", "world"), lead=True)
     assert models.readings_of(both, "softmax") == [Reading(None)]
+
+
+def test_a_file_is_chosen_of_several(tmp_path: Path) -> None:
+    small, large = (random_weights(L=1, C=C, V=256) for C in (64, 128))
+    write_safetensors(tmp_path / "small.safetensors", small)
+    write_safetensors(tmp_path / "large.safetensors", large)
+    for file, width in (("small.safetensors", 64), ("large.safetensors", 128)):
+        config = StudyConfig(models=(str(tmp_path),), file=file, device="cpu")
+        reading = Reading("bytes", layers=(0,))
+        assert models.open_model(config, str(tmp_path), [reading]).width == width
+    with pytest.raises(DataError, match="file speaks of one model, and 2 are given"):
+        StudyConfig(models=("a", "b"), file="small.safetensors")
 
 
 def test_rwkv_and_softmax_stand_in_one_table(tmp_path: Path) -> None:

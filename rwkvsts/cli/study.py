@@ -17,7 +17,7 @@ from ..model import POOLING, Layer
 from ..study import folder, report
 from ..study.settings import POSTS, PROMPTS, RECIPES, AllLayers
 from ..tokenizer import KINDS
-from .options import add_device_options, check_writable, layer_list
+from .options import add_device_options, add_file_options, check_writable, layer_list
 
 BOTH = ("gpt2", "world")  # first the one that may fail: the vocabulary comes with the weights
 
@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", action="append", help="demo, a file, folder or repository; may be repeated")
     add("--revision", help="branch, tag or commit of the repository")
+    add_file_options(parser)
     add("--task", type=_tasks, help=f"of {', '.join(DATA_SETS)}; or org/name, laid out as mteb's")
     add("--pairs", type=Path, action="append", help="your own: .tsv, .csv, .jsonl, .parquet")
     add("--columns", type=_columns, help="their columns; default: sentence1,sentence2,label")
@@ -95,6 +96,8 @@ def run_study(args: argparse.Namespace) -> None:
         data=args.data,
         glove=args.glove,
         revision=args.revision,
+        file=args.file,
+        vocabulary=args.vocabulary,
         device=args.device,
         dtype=args.dtype,
         resamples=args.resamples,

@@ -48,6 +48,8 @@ def open_model(config: StudyConfig, source: str, group: list[Reading]) -> Embedd
         device=config.device,
         dtype=config.dtype,
         tokenizer=group[0].tokenizer,
+        file=config.file,
+        vocabulary=config.vocabulary,
         max_layer=None if whole else max(int(layer) for layer in asked),
         cache_dir=_path(config.cache_dir),
         local_files_only=config.local_files_only,

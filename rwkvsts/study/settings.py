@@ -71,6 +71,7 @@ class StudyConfig:
     recipe : of `RECIPES`; replaces tokenizers, layers and the combinations
     splits : None takes the paper's for MRPC and the reported ones elsewhere
     glove : None takes the bundled word vectors
+    file, vocabulary : of the one model, where its folder or repository holds several
     max_length : tokens; 128 is the paper's
     timed_pairs : run one by one for the time a pair; 0 times nothing
     norms : measure the stream's length by position and layer too
@@ -92,6 +93,8 @@ class StudyConfig:
     data: str | Path | None = None
     glove: str | Path | None = None
     revision: str | None = None
+    file: str | None = None
+    vocabulary: str | Path | None = None
     device: str = "auto"
     dtype: str = "auto"
     max_length: int | None = 128
@@ -106,6 +109,12 @@ class StudyConfig:
     def __post_init__(self) -> None:
         for name in ("models", "tasks", "pairs", "tokenizers", "poolings", "posts", "splits"):
             _refuse_repetition(name, getattr(self, name) or ())
+        for name in ("file", "vocabulary"):
+            if getattr(self, name) is not None and len(self.models) > 1:
+                raise DataError(
+                    f"{name} speaks of one model, and {len(self.models)} are given: give the path "
+                    "of each model's weights instead"
+                )
         if self.layers != "all":
             _refuse_repetition("layers", self.layers)
         for name in self.recipe:
