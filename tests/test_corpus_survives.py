@@ -164,9 +164,10 @@ def test_a_signal_ends_the_real_program_cleanly(
         argv,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,  # in a checkout python -m takes the source tree, which may not be built
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as running:
-        wait_for(out / "part-00001.parquet")
+        wait_for(out / "part-00001.parquet", running)
         running.send_signal(which)
         _, error = running.communicate(timeout=300)
     assert running.returncode == (130 if which == signal.SIGINT else 143), error
@@ -175,15 +176,16 @@ def test_a_signal_ends_the_real_program_cleanly(
     assert left[0] == "_job.json" and len(left) < 11
     assert left[1:] == [f"part-{i:05}.parquet" for i in range(len(left) - 1)]
     before = content(out)
-    subprocess.run(argv, check=True, capture_output=True)
+    subprocess.run(argv, check=True, capture_output=True, cwd=tmp_path)
     after = content(out)
     assert len(after) == 11 and "_manifest.json" in after
     assert all(after[name] == before[name] for name in left[1:])
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, running: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 300
     while not path.exists():
+        assert running.poll() is None, running.communicate()[1]
         assert time.monotonic() < until, f"{path} never came"
         time.sleep(0.005)
 
