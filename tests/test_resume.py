@@ -61,9 +61,9 @@ def killed_and_resumed(place: Path, kills: int, seed: int) -> None:
     command = write_inputs(place)
     undisturbed = place / "undisturbed"
     start = time.perf_counter()
-    subprocess.run(
-        [*command, "--out", undisturbed], env=environment(), check=True, capture_output=True
-    )
+    # Away from the checkout, where python -m takes the source tree, which may not be built.
+    here = {"env": environment(), "cwd": place}
+    subprocess.run([*command, "--out", undisturbed], check=True, capture_output=True, **here)
     whole = time.perf_counter() - start
     moments = random.Random(seed)
     out = place / "killed"
@@ -71,7 +71,7 @@ def killed_and_resumed(place: Path, kills: int, seed: int) -> None:
     for _ in range(kills):
         process = subprocess.Popen(
             [*command, "--out", str(out)],
-            env=environment(),
+            **here,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -87,7 +87,7 @@ def killed_and_resumed(place: Path, kills: int, seed: int) -> None:
             for left in (out / folder.PASSES).iterdir():
                 left.unlink()
     assert ended > 0
-    subprocess.run([*command, "--out", out], env=environment(), check=True, capture_output=True)
+    subprocess.run([*command, "--out", out], check=True, capture_output=True, **here)
     compare(undisturbed, out)
 
 

@@ -32,6 +32,7 @@ def start_writing(path: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": root},
+        cwd=path.parent,  # in a checkout python -c takes the source tree, which may not be built
     )
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     return process

@@ -28,10 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--normalize",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="scale every vector to length 1 (default), as OpenAI's are",
+        help="scale every vector to length 1, as OpenAI's are",
     )
     parser.add_argument("--name", help="of the model in requests; default: its own")
-    parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at: this machine alone, or 0.0.0.0 for all",
+    )
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     parser.add_argument(
         "--most-waiting", type=int, default=128, help="requests that may wait; beyond: 429"
