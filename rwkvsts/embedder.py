@@ -172,8 +172,13 @@ class Request:
     def finish(self, rows: FloatArray) -> None:
         """Scale rows [..., C] to length 1 where that was asked; a zero row stays zero."""
         if self.normalize:
-            length = np.linalg.norm(rows, axis=-1, keepdims=True)
-            np.divide(rows, length, out=rows, where=length > 0)
+            to_unit_length(rows)
+
+
+def to_unit_length(rows: FloatArray) -> None:
+    """Scale rows [..., C] to length 1 in place; a zero row stays zero."""
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    np.divide(rows, length, out=rows, where=length > 0)
 
 
 def as_list(texts: str | Sequence[str]) -> tuple[list[str], tuple[int, ...]]:

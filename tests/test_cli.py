@@ -250,7 +250,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "study | report | embed | serve | mteb | info"),
+        ([], "study | report | embed | fit | serve | mteb | info"),
         (["train"], "invalid choice"),
         (["study", "--task", "mrpc,cola"], "no data set 'cola'; choose one of mrpc"),
         (["study", "--layers", "1,x"], "'x' in '1,x': expected layer numbers"),

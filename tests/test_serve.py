@@ -205,6 +205,34 @@ class TestEndpoint:
         assert answer.json()["error"]["type"] == "rate_limit_error"
 
 
+def test_dimensions_are_those_of_a_projection(demo: RWKV) -> None:
+    testclient = pytest.importorskip("starlette.testclient", reason=EXTRA)
+    from rwkvsts import corpus
+    from rwkvsts.integrations.openai import application
+
+    fitted = corpus.fit(demo, TEXTS, 12, layers=(5, 7))
+    part = fitted.narrow([7])
+    rows = demo.encode(TEXTS, layers=[7])
+    app = application(demo, layer=7, projection=fitted)
+    with testclient.TestClient(app) as client:
+
+        def ask(**more: Any) -> Any:
+            return client.post("/v1/embeddings", json={"model": "demo", "input": TEXTS, **more})
+
+        for width, more in ((12, {}), (12, {"dimensions": 12}), (5, {"dimensions": 5})):
+            expected = part.narrow(width=width).transform(rows, normalize=True)[:, 0]
+            found = [item["embedding"] for item in ask(**more).json()["data"]]
+            assert np.array_equal(np.array(found, np.float32), expected)
+        ids = [demo.tokenizer.encode(text) for text in TEXTS]
+        found = [item["embedding"] for item in ask(input=ids, dimensions=5).json()["data"]]
+        assert np.array_equal(np.array(found, np.float32), expected)
+        for wrong in (0, 13, 2.0, True, "5"):
+            answer = ask(dimensions=wrong)
+            assert answer.status_code == 400 and "expected 1 .. 12" in answer.text
+    with pytest.raises(rwkvsts.DataError, match="fitted on layers 5,7, not on 6"):
+        application(demo, layer=6, projection=fitted)
+
+
 def test_sigterm_answers_what_was_taken_and_ends_with_status_0(demo: RWKV) -> None:
     for library in ("uvicorn", "starlette", "prometheus_client"):
         pytest.importorskip(library, reason=EXTRA)

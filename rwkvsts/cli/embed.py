@@ -15,7 +15,16 @@ from ..errors import DataError
 from ..model import RWKV
 from ..progress import say
 from ..tokenizer import KINDS
-from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
+from .options import (
+    add_file_options,
+    add_model_options,
+    add_reading_options,
+    add_text_options,
+    add_threads,
+    check_writable,
+    load_model,
+    load_projection,
+)
 from .spread import spread
 
 # Names that promise a format which is not written here.
@@ -32,20 +41,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "default: that half-way up. Any other --out is a folder of Parquet shards with a manifest; "
         "started again after a crash, the same command goes on where it was."
     )
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="text (one a line), .jsonl, .csv, .tsv or .parquet, also .gz and .zst of them; "
-        "- for standard input",
-    )
+    inputs = add_text_options(parser)
     parser.add_argument("--out", required=True, help="folder, or .npy file, to write")
     add_model_options(parser, [*KINDS])
     add_file_options(parser)
-    parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")
-    parser.add_argument("--max-length", type=int, help="tokens after which a text is cut")
+    add_reading_options(parser)
+    parser.add_argument(
+        "--projection", type=Path, metavar="FILE", help="to fewer numbers, made by rwkvsts fit"
+    )
+    parser.add_argument(
+        "--dim", type=int, help="numbers of a projected row; default: what it was fitted for"
+    )
     parser.add_argument("--normalize", action="store_true", help="scale every row to length 1")
-    _add_input_options(parser)
+    _add_row_options(inputs)
     _add_output_options(parser)
     parser.add_argument("--batch-tokens", type=int, help="tokens of a pass: memory against speed")
     add_threads(parser)
@@ -59,12 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_embed)
 
 
-def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inputs")
-    group.add_argument(
-        "--input-format", choices=corpus.FORMATS, help="of all inputs; default: by their names"
-    )
-    group.add_argument("--column", default="text", help="that holds the texts; default: text")
+def _add_row_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--id-column", help="that names a row in the output; default: its number")
     group.add_argument(
         "--keep", action="append", default=[], metavar="COLUMN", help="to copy; may be repeated"
@@ -103,8 +106,9 @@ def run_embed(args: argparse.Namespace) -> None:
     sources = corpus.find(args.inputs, args.input_format)
     _check_apart(out, sources, args.inputs)
     columns = corpus.Columns(args.column, args.id_column, tuple(args.keep))
+    projection = load_projection(args.projection, args.dim)
     if args.ray is not None:
-        spread(args, sources, columns)
+        spread(args, sources, columns, projection)
         return
     found = corpus.survey(sources, columns, args.on_empty)
     model = load_model(args)
@@ -119,6 +123,7 @@ def run_embed(args: argparse.Namespace) -> None:
         on_empty=args.on_empty,
         format=args.format,
         shard_rows=args.shard_rows,
+        projection=projection and projection.narrow(layers),
     )
     _say_what_runs(model, options)
     embed = corpus.to_npy if single else corpus.to_folder

@@ -1,4 +1,4 @@
-"""The commands: what `rwkvsts study | report | embed | serve | mteb | info` have in common.
+"""The commands: what `rwkvsts study | report | embed | fit | serve | mteb | info` have in common.
 
 Promises that inputs and the output folder are checked before anything is computed; that an error
 is one line on stderr, with status 2 for a wrong command line and 1 for all else (130 for Ctrl-C,
@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 
 from .. import __version__
 from ..progress import say
-from . import embed, info, mteb, serve, study
+from . import embed, fit, info, mteb, serve, study
 
 
 class _Stopped(KeyboardInterrupt):
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkvsts", description="RWKV sentence embeddings and their study.")
     parser.add_argument("--version", action="version", version=f"rwkvsts {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="study | report | embed | serve | mteb | info"
+        required=True, metavar="study | report | embed | fit | serve | mteb | info"
     )
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     merging = commands.add_parser("report", parents=[common], help="one table of several runs")
     study.add_report_options(merging)
     embed.add_options(commands.add_parser("embed", parents=[common], help="embed files of texts"))
+    fit.add_options(commands.add_parser("fit", parents=[common], help="learn a projection"))
     serve.add_options(commands.add_parser("serve", parents=[common], help="an HTTP endpoint"))
     mteb.add_options(commands.add_parser("mteb", parents=[common], help="run MTEB tasks"))
     info.add_options(commands.add_parser("info", parents=[common], help="versions, devices, sizes"))

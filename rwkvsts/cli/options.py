@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from .. import device
+from .. import corpus, device
 from ..embedder import NAMED_LAYERS
 from ..errors import DataError
 from ..model import POOLING, RWKV, Layer
@@ -50,6 +50,29 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_text_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The texts and how they lie in their files; returns the group of such options."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="text (one a line), .jsonl, .csv, .tsv or .parquet, also .gz and .zst of them; "
+        "- for standard input",
+    )
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--input-format", choices=corpus.FORMATS, help="of all inputs; default: by their names"
+    )
+    group.add_argument("--column", default="text", help="that holds the texts; default: text")
+    return group
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How each text is read."""
+    parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")
+    parser.add_argument("--max-length", type=int, help="tokens after which a text is cut")
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
 
@@ -69,6 +92,18 @@ def load_model(args: argparse.Namespace) -> RWKV:
         vocabulary=args.vocabulary,
         threads=args.threads,
     )
+
+
+def load_projection(path: Path | None, dim: int | None = None) -> corpus.Projection | None:
+    """What --projection and --dim asked for, before anything is computed."""
+    if path is None:
+        if dim is not None:
+            raise DataError(
+                "--dim: fewer numbers are made by a projection; make one by rwkvsts fit and name "
+                "it by --projection"
+            )
+        return None
+    return corpus.Projection.load(path).narrow(width=dim)
 
 
 def device_name(text: str) -> str:

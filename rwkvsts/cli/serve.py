@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import argparse
 import signal
+from pathlib import Path
 
 from ..errors import DataError
 from ..progress import say
 from ..tokenizer import KINDS
-from .options import add_file_options, add_model_options, add_threads, load_model
+from .options import (
+    add_file_options,
+    add_model_options,
+    add_threads,
+    load_model,
+    load_projection,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_file_options(parser)
     add_threads(parser)
     parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")
+    parser.add_argument(
+        "--projection", type=Path, metavar="FILE", help="to fewer numbers, made by rwkvsts fit"
+    )
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
@@ -58,6 +68,7 @@ def run_serve(args: argparse.Namespace) -> None:
         raise DataError(f"serve: {error}; pip install 'rwkvsts[serve]'") from None
     if args.layers is not None and len(args.layers) != 1:
         raise DataError("--layers: one layer is served; name one")
+    projection = load_projection(args.projection)
     model = load_model(args)
     app = application(
         model,
@@ -65,6 +76,7 @@ def run_serve(args: argparse.Namespace) -> None:
         args.pooling,
         args.prompt,
         args.normalize,
+        projection=projection,
         name=args.name,
         most_waiting=args.most_waiting,
         most_bytes=args.most_bytes,

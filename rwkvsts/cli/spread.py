@@ -16,7 +16,12 @@ from ..errors import DataError
 READ = ("jsonl", "csv", "parquet")
 
 
-def spread(args: argparse.Namespace, sources: list[corpus.Source], columns: corpus.Columns) -> None:
+def spread(
+    args: argparse.Namespace,
+    sources: list[corpus.Source],
+    columns: corpus.Columns,
+    projection: corpus.Projection | None,
+) -> None:
     """Embed the sources into the folder args.out."""
     form = _check(args, sources)
     try:
@@ -34,6 +39,7 @@ def spread(args: argparse.Namespace, sources: list[corpus.Source], columns: corp
         normalize=args.normalize,
         dtype=args.dtype_out,
         on_empty=args.on_empty,
+        projection=projection and projection.narrow(args.layers),
     )
     cuda = args.device.startswith("cuda")
     if args.device == "auto":

@@ -7,7 +7,7 @@
 The rooms, in the order in which a row meets them: inputs (names to sources), readers (bytes to
 tables), blocks (tables to blocks, checked and tokenised), job (blocks to embeddings), output
 (embeddings to files that survive a crash). Beside them: options (what makes two jobs the same job),
-meter (progress), overlap (a thread ahead).
+projection (to fewer numbers), meter (progress), overlap (a thread ahead).
 """
 
 from .blocks import ON_EMPTY, Counts, Survey, survey
@@ -15,6 +15,7 @@ from .inputs import FORMATS, Source, find
 from .job import to_folder, to_npy
 from .options import Options
 from .output import job_in
+from .projection import Projection, fit
 from .readers import Columns
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "Columns",
     "Counts",
     "Options",
+    "Projection",
     "Source",
     "Survey",
     "find",
+    "fit",
     "job_in",
     "survey",
     "to_folder",

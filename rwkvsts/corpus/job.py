@@ -51,8 +51,9 @@ def to_folder(
     DataError : the folder holds another job, or the inputs changed since the survey
     OSError : the disk is full; the shards that are whole stand
     """
+    check(model, options)
     about = identity(model, found, options)
-    block_rows, shard_rows = options.rows(model.width)
+    block_rows, shard_rows = options.rows(model)
     with Folder(out, about, found, options) as folder:
         start = folder.counts.rows
         done_bytes = round(found.text_bytes * start / sum(found.rows))
@@ -76,10 +77,11 @@ def to_npy(
 
     The file is there when it is whole, or not at all. Parameters and errors are `to_folder`'s.
     """
-    width = len(options.layers), model.width
+    check(model, options)
+    width = len(options.layers), options.width(model)
     rows = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
     room_for(out, rows * width[0] * width[1] * np.dtype(options.dtype).itemsize)
-    block_rows, _ = options.rows(model.width)
+    block_rows, _ = options.rows(model)
     counts = Counts()
     with (
         npy_file(out, width, options.dtype, len(options.layers) == 1) as npy,
@@ -94,6 +96,35 @@ def to_npy(
 
         _drain(blocks, _Embedding(model, options, batch_tokens, meter), write)
     return counts
+
+
+def encode(
+    model: Any,
+    texts: list[str],
+    options: Options,
+    batch_tokens: int | None = None,
+    out: Rows | None = None,
+) -> Rows:
+    """Embeddings as a job has them, float32 [texts, layers, width]."""
+    projection = options.projection
+    rows: Rows = model.encode(
+        texts,
+        layers=list(options.layers),
+        pooling=options.pooling,
+        prompt=options.prompt,
+        max_length=options.max_length,
+        batch_tokens=batch_tokens,
+        normalize=options.normalize and projection is None,
+        show_progress=False,
+        out=out if projection is None else None,
+    )
+    return rows if projection is None else projection.transform(rows, options.normalize, out)
+
+
+def check(model: Any, options: Options) -> None:
+    """Raise DataError where the options' projection is not of this model."""
+    if options.projection is not None:
+        options.projection.check(model, options.pooling, options.prompt)
 
 
 def _blocks(
@@ -133,7 +164,7 @@ class _Embedding:
     def __call__(self, block: Block) -> Rows:
         """float32 [texts, layers, C]."""
         options = self._options
-        shape = len(block.texts), len(options.layers), self._model.width
+        shape = len(block.texts), len(options.layers), options.width(self._model)
         rows = np.empty(shape, np.float32)
         ends = np.cumsum(block.tokens)
         first = 0
@@ -141,17 +172,8 @@ class _Embedding:
             before = int(ends[first - 1]) if first else 0
             last = max(int(np.searchsorted(ends, before + self._most, "right")), first + 1)
             began = time.monotonic()
-            self._model.encode(
-                block.texts[first:last],
-                layers=list(options.layers),
-                pooling=options.pooling,
-                prompt=options.prompt,
-                max_length=options.max_length,
-                batch_tokens=self._batch_tokens,
-                normalize=options.normalize,
-                show_progress=False,
-                out=rows[first:last],
-            )
+            texts = block.texts[first:last]
+            encode(self._model, texts, options, self._batch_tokens, rows[first:last])
             tokens = int(ends[last - 1]) - before
             took = max(time.monotonic() - began, 1e-6)
             self._most = max(LEAST, round(tokens / took * TARGET))

@@ -10,13 +10,16 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import __version__
 from ..embedder import Layer
 from .blocks import OnEmpty, Survey
+
+if TYPE_CHECKING:
+    from .projection import Projection
 
 # Read by the model before a job begins: equal bits of these mean equal bits of every text.
 PROBE = (
@@ -37,6 +40,7 @@ class Options:
         stands with a null in place of its embedding (NaN in a .npy file)
     format : of a folder's shards: "parquet", or "npy" with the other columns in Parquet beside it
     shard_rows : rows of the input in a shard; None: as many as make a file of handy size
+    projection : to fewer numbers, of these layers; what normalize scales is its result
     """
 
     layers: tuple[Layer, ...]
@@ -48,17 +52,35 @@ class Options:
     on_empty: OnEmpty = "error"
     format: Literal["parquet", "npy"] = "parquet"
     shard_rows: int | None = None
+    projection: Projection | None = None
 
-    def rows(self, width: int) -> tuple[int, int]:
-        """Rows of a block and of a shard, for embeddings that wide."""
-        row = len(self.layers) * width * np.dtype(self.dtype).itemsize
-        shard = self.shard_rows or max(min(SHARD_ROWS, SHARD_BYTES // row), 1)
-        return max(min(BLOCK_ROWS, BLOCK_BYTES // row, shard), 1), shard
+    def width(self, model: Any) -> int:
+        """Numbers of an embedding that is written."""
+        width: int = model.width if self.projection is None else self.projection.width
+        return width
+
+    def rows(self, model: Any) -> tuple[int, int]:
+        """Rows of a block and of a shard, by what they take in memory and on the disk."""
+        number = len(self.layers) * np.dtype(self.dtype).itemsize
+        shard_rows = min(SHARD_ROWS, SHARD_BYTES // (number * self.width(model)))
+        shard = self.shard_rows or max(shard_rows, 1)
+        return max(min(BLOCK_ROWS, BLOCK_BYTES // (number * model.width), shard), 1), shard
+
+    def embedding(self) -> dict[str, Any]:
+        """What decides an embedding beside its model and its text, for a manifest."""
+        return {
+            "layers": list(self.layers),
+            "pooling": self.pooling,
+            "prompt": self.prompt,
+            "max_length": self.max_length,
+            "normalize": self.normalize,
+            "projection": None if self.projection is None else self.projection.identity(),
+        }
 
 
 def identity(model: Any, found: Survey, options: Options) -> dict[str, Any]:
     """What is embedded with what: equal for two runs exactly if they write the same bytes."""
-    _, shard_rows = options.rows(model.width)
+    _, shard_rows = options.rows(model)
     source = str(model.source)
     return {
         "rwkvsts": __version__,
@@ -72,16 +94,11 @@ def identity(model: Any, found: Survey, options: Options) -> dict[str, Any]:
             "n_layer": model.config.n_layer,
             "fingerprint": fingerprint(model, options),
         },
-        "embedding": {
-            "layers": list(options.layers),
-            "pooling": options.pooling,
-            "prompt": options.prompt,
-            "max_length": options.max_length,
-            "normalize": options.normalize,
-        },
+        "embedding": options.embedding(),
         "output": {
             "format": options.format,
             "dtype": options.dtype,
+            "width": options.width(model),
             "shard_rows": shard_rows,
             "on_empty": options.on_empty,
             "column": found.columns.text,

@@ -48,7 +48,7 @@ class Folder:
     def __init__(self, path: Path, about: dict[str, Any], found: Survey, options: Options) -> None:
         self.path, self.about, self._options = path, about, options
         self._total = sum(found.rows)
-        self._shard_rows = options.rows(about["model"]["width"])[1]
+        self._shard_rows = about["output"]["shard_rows"]
         self._held, self._shard = ExitStack(), ExitStack()
         self._under_way: Shard | None = None
         self._held.enter_context(_alone(path))
@@ -150,7 +150,7 @@ class Folder:
 
     @property
     def _width(self) -> tuple[int, int]:
-        return len(self._options.layers), self.about["model"]["width"]
+        return len(self._options.layers), self.about["output"]["width"]
 
     def complete(self) -> None:
         """Write the manifest: every shard stands."""
@@ -313,7 +313,7 @@ def _schema(about: dict[str, Any], found: Survey, options: Options) -> Any:
         carried.insert(0, pyarrow.field(ROW, pyarrow.int64()))
     kind = pyarrow.float32() if options.dtype == "float32" else pyarrow.float16()
     fields = [
-        pyarrow.field(f"layer_{layer}", pyarrow.list_(kind, about["model"]["width"]))
+        pyarrow.field(f"layer_{layer}", pyarrow.list_(kind, about["output"]["width"]))
         for layer in options.layers
     ]
     names = [field.name for field in [*carried, *fields]]

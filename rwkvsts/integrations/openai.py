@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..embedder import Layer, Prompt
+from ..corpus import Projection
+from ..embedder import Layer, Prompt, to_unit_length
 from ..model import RWKV
 from . import Source, absent, opened
 from .batching import Batcher, Busy, Rows
@@ -61,6 +62,7 @@ def application(
     prompt: str | None = None,
     normalize: bool = True,
     *,
+    projection: Projection | None = None,
     name: str | None = None,
     most_waiting: int = 128,
     most_bytes: int = 4 << 20,
@@ -72,12 +74,13 @@ def application(
     ----------
     model : of `rwkvsts.load`, or a source
     layer, pooling, prompt, normalize : as in `encode`; OpenAI's own vectors have length 1
+    projection : to fewer numbers, of which a request may ask for the first `dimensions`
     name : of the model in requests; default: the model's own
     most_waiting : requests that may wait for a pass
     most_bytes : of a request's body
     most_tokens : of a pass, unless one request alone has more
     """
-    server = _Server(opened(model, layer), layer, pooling, prompt, normalize, name)
+    server = _Server(opened(model, layer), layer, pooling, prompt, normalize, projection, name)
     server.most_bytes = most_bytes
     server.batcher = Batcher(server.encode, most_tokens, most_waiting)
     server.metrics.waiting.set_function(lambda: server.batcher.waiting)
@@ -124,14 +127,19 @@ class _Server:
         pooling: str,
         prompt: str | None,
         normalize: bool,
+        projection: Projection | None,
         name: str | None,
     ) -> None:
         self.model, self.name = model, name or model.name
-        self.metrics = _Metrics()
+        self.metrics, self.normalize = _Metrics(), normalize
+        layer = model.default_layer if layer is None else layer
+        self.projection = projection and projection.narrow([layer])
+        if self.projection:
+            self.projection.check(model, pooling, prompt)
         how: dict[str, Any] = {
             "layers": layer,
             "pooling": pooling,
-            "normalize": normalize,
+            "normalize": normalize and projection is None,
             "show_progress": False,
         }
         pieces = Prompt.of(prompt)
@@ -141,13 +149,26 @@ class _Server:
         def of_ids(ids: list[Any]) -> Rows:
             if pieces.between:
                 raise ValueError("a prompt that reads the text twice takes texts, not token ids")
-            return model.encode_ids([[*some, *ending] for some in ids], state=state, **how)
+            rows = model.encode_ids([[*some, *ending] for some in ids], state=state, **how)
+            return self._projected(rows)
 
-        self.encode = {
-            "texts": lambda texts: model.encode(texts, prompt=prompt, **how),
-            "ids": of_ids,
-        }
+        def of_texts(texts: list[Any]) -> Rows:
+            return self._projected(model.encode(texts, prompt=prompt, **how))
+
+        self.encode = {"texts": of_texts, "ids": of_ids}
         self.encode["texts"](["a"])  # what is wrong with layer or pooling is told now
+
+    def _projected(self, rows: Rows) -> Rows:
+        return rows if self.projection is None else self.projection.transform(rows[:, None])[:, 0]
+
+    def _cut(self, rows: Rows, dimensions: int | None) -> Rows:
+        """What a request gets of projected rows: as many directions as it asked for."""
+        if self.projection is None:
+            return rows
+        cut = rows[:, :dimensions].copy()
+        if self.normalize:
+            to_unit_length(cut)
+        return cut
 
     def _tokenize(self, text: str) -> list[int]:
         if self.model.tokenizer is None:
@@ -186,7 +207,7 @@ class _Server:
         self.metrics.tokens.inc(tokens)
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(row, encoding)}
-            for i, row in enumerate(rows)
+            for i, row in enumerate(self._cut(rows, body.get("dimensions")))
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
@@ -207,17 +228,26 @@ class _Server:
         return body
 
     def _check(self, body: dict[str, Any], encoding: Any) -> None:
-        width = self.model.width
         if body.get("model") != self.name:
             raise Refused(
                 404, f"there is no model {body.get('model')!r}: {self.name!r} is", "model"
             )
         if encoding not in ("float", "base64"):
             raise Refused(400, "encoding_format: expected 'float' or 'base64'", "encoding_format")
-        if body.get("dimensions") not in (None, width):
-            raise Refused(400, f"dimensions: this model has {width}, never fewer", "dimensions")
+        self._check_dimensions(body.get("dimensions"))
         if unknown := [key for key in body if key not in KNOWN]:
             raise Refused(400, f"{unknown[0][:50]!r} is not known here; leave it out", unknown[0])
+
+    def _check_dimensions(self, wanted: Any) -> None:
+        if wanted is None:
+            return
+        if self.projection is None:
+            if wanted != self.model.width:
+                has = f"this model has {self.model.width}, and is served without a projection"
+                raise Refused(400, f"dimensions: {has}, which alone makes fewer", "dimensions")
+        elif type(wanted) is not int or not 1 <= wanted <= self.projection.width:
+            most = self.projection.width
+            raise Refused(400, f"dimensions: expected 1 .. {most} of the projection", "dimensions")
 
     async def models(self, _: Request) -> Response:
         """GET /v1/models."""

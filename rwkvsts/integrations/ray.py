@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus.blocks import prepare
+from ..corpus.job import check, encode
 from ..corpus.options import Options, differences
 from ..corpus.output import embedding_columns
 from ..corpus.readers import Columns
@@ -69,6 +70,7 @@ class Embedder:
         self.model = opened(model, None if whole else max(numbers), **load)
         self._columns = columns
         self._options = options or Options((self.model.default_layer,))
+        check(self.model, self._options)
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Embed a batch."""
@@ -83,23 +85,11 @@ class Embedder:
                 "'skip' or 'null'"
             )
         found = block.carried
-        rows = self._encode(block.texts)
+        rows = encode(self.model, block.texts, options)
         names = [f"layer_{layer}" for layer in options.layers]
         for name, column in zip(names, embedding_columns(block, rows, options), strict=True):
             found = found.append_column(name, column)
         return found
-
-    def _encode(self, texts: list[str]) -> Any:
-        options = self._options
-        return self.model.encode(
-            texts,
-            layers=list(options.layers),
-            pooling=options.pooling,
-            prompt=options.prompt,
-            max_length=options.max_length,
-            normalize=options.normalize,
-            show_progress=False,
-        )
 
 
 def to_folder(
@@ -166,7 +156,8 @@ def _same_job(folder: Path, model: Source, columns: Columns, options: Options) -
     about = {
         "model": os.path.basename(source) if os.path.isabs(source) else source,
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
-        "embedding": {**vars(options), "layers": list(options.layers)},
+        "embedding": options.embedding(),
+        "output": {"dtype": options.dtype, "on_empty": options.on_empty},
     }
     folder.mkdir(parents=True, exist_ok=True)
     noted = folder / JOB
