@@ -24,6 +24,7 @@ struct session {
     int32_t *numbers;    /* start, before, total, skip, from, to of the pass */
     struct given *given; /* [firsts] what lies in the slots of given states */
     int64_t passes;      /* of this request so far */
+    int64_t tokens;      /* likewise, of the passes that are done */
     fenv_t callers;      /* rounding and subnormals outside the core */
 };
 
@@ -133,10 +134,11 @@ static enum status pool(struct session *s, int layer, const struct norm *ln, str
     return OK;
 }
 
-/* The callback is the caller's code: it finds the caller's rounding, and may change it. */
-static enum status poll(struct session *s, const struct request *r, int64_t done, struct error *e) {
+/* After so many blocks of the pass. The callback is the caller's code: it finds the caller's rounding, and may change it. */
+static enum status poll(struct session *s, const struct request *r, int64_t done, int blocks, struct error *e) {
+    int64_t tokens = s->tokens + (blocks ? (int64_t)s->pass.T * blocks / s->pass.top : 0);
     fesetenv(&s->callers);
-    enum status st = r->poll(r->user, done, e);
+    enum status st = r->poll(r->user, done, tokens, e);
     fegetenv(&s->callers);
     fesetenv(FE_DFL_ENV);
     return st;
@@ -151,16 +153,17 @@ static enum status run_blocks(struct session *s, const struct request *r, int64_
         step.block = m->blocks + (size_t)i * m->architecture->block_bytes;
         TRY(m->architecture->forward(&step, e));
         TRY(pool(s, i, NULL, e));
-        TRY(poll(s, r, done, e));
+        TRY(poll(s, r, done, i + 1, e));
     }
     return pool(s, m->dims.L, &(struct norm){&m->ln_out_weight, &m->ln_out_bias}, e); /* "final" */
 }
 
 static enum status run_pass(struct session *s, const struct request *r, int64_t done, struct error *e) {
     bool replay = false;
-    TRY(poll(s, r, done, e));
+    TRY(poll(s, r, done, 0, e));
     TRY(s->be->begin(s->w, &s->pass, &replay, e));
     if (!replay) TRY(run_blocks(s, r, done, e));
+    s->tokens += s->pass.T;
     return s->be->end(s->w, e);
 }
 
@@ -298,6 +301,7 @@ static void begin_request(struct session *s, const struct request *r) {
     }
     for (int i = 0; i < s->size.firsts; i++) s->given[i] = (struct given){-1, -1};
     s->passes = 0;
+    s->tokens = 0;
 }
 
 static enum status run_passes(struct session *s, const struct request *r, bool *finite, struct error *e) {
@@ -313,7 +317,7 @@ static enum status run_passes(struct session *s, const struct request *r, bool *
         s->passes++;
     }
     TRY(s->be->finish(s->w, finite, e));
-    return poll(s, r, done, e);
+    return poll(s, r, done, 0, e);
 }
 
 /* Rounding and subnormals are the process's to set, and another library may have set them: here they are the default. */

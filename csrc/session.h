@@ -30,7 +30,8 @@ struct request {
     const struct state *first; /* [firsts] what sequences start from; NULL: zeros */
     const int64_t *origin;     /* [S] which of them; NULL: the only one */
     const struct state *last;  /* [S] states are left here; NULL: not asked */
-    enum status (*poll)(void *user, int64_t done, struct error *e); /* between blocks; not OK stops the run */
+    /* Between blocks: sequences done, and tokens, those of a pass block by block; not OK stops the run. */
+    enum status (*poll)(void *user, int64_t done, int64_t tokens, struct error *e);
     void *user;
 };
 

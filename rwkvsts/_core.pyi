@@ -51,7 +51,7 @@ class Model:
         first: State | None,
         last: bool,
         rows: int,
-        progress: Callable[[int], object] | None,
+        progress: Callable[[int, int], object] | None,
         skip: NDArray[np.int32] | None = None,
         origin: NDArray[np.int64] | None = None,
     ) -> State | bool: ...  # the states where last; else whether out is finite

@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     skip: NDArray[np.int32] | None = None  # [S]
 
 
+Show = bool | Callable[[int, int], object] | None  # a call's show_progress
 Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them
@@ -124,26 +125,36 @@ def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]
 
 
 class Bar:
-    """A call's progress in texts; silent unless asked for, or where it takes long on a terminal.
+    """A call's progress; silent unless asked for, or where it takes long on a terminal.
 
     total : texts of the call
-    show : True, False, or None to decide by the work and the terminal
+    show : True, False, or None to decide by the work and the terminal; or a function that is told
+        the texts and tokens that are done instead of a bar
     """
 
-    def __init__(self, total: int, show: bool | None) -> None:
-        self._total, self._show, self._first = total, show, 0
+    def __init__(self, total: int, show: Show) -> None:
+        self._total, self._first, self._before, self._tokens = total, 0, 0, 0
+        self._tell = show if callable(show) else None
+        self._show = False if callable(show) else show
         self._bar: Any = None
 
     def expect(self, first: int, tokens: int) -> None:
-        """The slice that begins with text `first` comes next."""
+        """The slice that begins with text `first` comes next, and has so many tokens."""
         self._first = first
+        self._before, self._tokens = self._before + self._tokens, tokens
         if self._bar is None and (self._show or (self._show is None and tokens > QUIET)):
             self._bar = bar(total=self._total, unit=" texts", show=self._show)
 
-    def update(self, done: int) -> None:
-        """So many texts of the slice are done."""
+    def update(self, done: int, tokens: int | None = None) -> None:
+        """So many texts and tokens of the slice are done; all its tokens, where none are said."""
+        tokens = self._before + (self._tokens if tokens is None else tokens)
+        if self._tell is not None:
+            self._tell(self._first + done, tokens)
         if self._bar is not None:
-            self._bar.update(self._first + done - self._bar.n)
+            # In one long text nothing else would move.
+            self._bar.set_postfix_str(f"{tokens} tokens", refresh=False)
+            if not self._bar.update(self._first + done - self._bar.n):
+                self._bar.refresh()
 
     def __enter__(self) -> Bar:
         return self

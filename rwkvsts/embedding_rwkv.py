@@ -106,7 +106,7 @@ class EmbeddingRWKV(RWKV7):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool | None = None,
+        show_progress: batch.Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -231,11 +231,11 @@ class EmbeddingRWKV(RWKV7):
         packed, begins = batch.join(pieces)
         one = len(pieces) == len(out)
         rows = out if one else np.empty((len(pieces), *out.shape[1:]), np.float32)
-        last, limit, update = (
-            POOLING.index("last"),
-            how.batch_tokens or 0,
-            bar.update if one else None,
-        )
+        last, limit = POOLING.index("last"), how.batch_tokens or 0
+
+        def update(done: int, tokens: int) -> None:
+            bar.update(int(text[done - 1]) if done else 0, tokens * len(ids) // len(packed))
+
         self._core.run(packed, begins, streams, last, rows, how.state, False, limit, update)
         if rows is not out:
             np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0, out=out)

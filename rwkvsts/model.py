@@ -30,7 +30,7 @@ from .embedder import (
     middle_layer,
 )
 from .errors import CheckpointError
-from .opening import Opened, Options, open_model, read_head
+from .opening import MaxLayer, Opened, Options, open_model, read_head
 from .states import AT_A_TIME, State, state_bytes, vectors
 from .tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ class RWKV:
         device: str = "auto",
         dtype: str = "auto",
         tokenizer: str | None = "world",
-        max_layer: int | None = None,
+        max_layer: MaxLayer = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | None = None,
@@ -136,7 +136,8 @@ class RWKV:
             `rwkvsts info MODEL --accuracy FILE` for what it costs on your texts), or "auto":
             bfloat16 where the hardware multiplies it
         tokenizer : "world"; "gpt2", the paper's; "bytes", an id is a byte; None, for encode_ids
-        max_layer : the highest layer that will be asked for; blocks above it are not loaded
+        max_layer : the highest layer that will be asked for; blocks above it are not loaded.
+            "default": the one that `encode` takes where none is named
         file : the weight file in a folder or repository of several
         vocabulary : file of tokenizer="world", on this disk or in the folder or repository;
             default: the one beside the weights
@@ -228,7 +229,7 @@ class RWKV:
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool | None = None,
+        show_progress: batch.Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -250,7 +251,8 @@ class RWKV:
         max_length : tokens after which a text is cut
         batch_tokens : tokens of a pass; changes memory and speed, never a bit of the result
         normalize : scale every row to length 1
-        show_progress : default: on a terminal, where it takes long
+        show_progress : default: on a terminal, where it takes long; a function is called with the
+            texts and tokens that are done instead, many times a second
         out : C-contiguous float32 array of the result's shape to write into, perhaps a memmap
         state : of `state`, that every text starts from
         skip_first : leave the first token of the sequence out of the pooling. It has no past, which
@@ -505,7 +507,7 @@ class RWKV:
         request: Request,
         rows: FloatArray,
         how: Pass,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> bool:
         """Fill the pooled rows of some sequences; whether all of them are finite."""
         finite = self._core.run(
@@ -533,7 +535,7 @@ class Pass:
 
     state: State | None = None
     batch_tokens: int | None = None
-    show_progress: bool | None = None
+    show_progress: batch.Show = None
     origin: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:

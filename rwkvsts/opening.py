@@ -7,17 +7,19 @@ memory beside the model itself, and that blocks above the highest layer are not 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from . import _core
 from .device import Choice, choose, cuda_library, threads_here
-from .embedder import FloatArray, check_range
+from .embedder import FloatArray, Layer, check_range, middle_layer
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, open_checkpoint
 from .files.hub import Source, fetch, resolve
@@ -27,6 +29,8 @@ from .tokenizer import Tokenizer, load
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DEMO = Path(__file__).parent / "assets" / "demo"
 MOST_BLOCKS, MOST_THREADS = 4096, 1024  # what the core takes
+BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
+MaxLayer = int | Literal["default"] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     tokenizer: str | None = "world"
-    max_layer: int | None = None
+    max_layer: MaxLayer = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     threads: int | None = None
@@ -70,7 +74,8 @@ def open_model(options: Options, token: str | None = None) -> Opened:
     Raises what `RWKV6.from_pretrained` says.
     """
     choice = choose(options.device, options.dtype, options.instruction_set)
-    check_range("max_layer", options.max_layer, 0, MOST_BLOCKS - 1)
+    if options.max_layer != "default":
+        check_range("max_layer", options.max_layer, 0, MOST_BLOCKS - 1)
     check_range("threads", options.threads, 1, MOST_THREADS)
     check_range("device_memory", options.device_memory, 0, sys.maxsize)
     hub = _hub(options, token)
@@ -79,9 +84,11 @@ def open_model(options: Options, token: str | None = None) -> Opened:
         shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
         n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
         vocabulary = load(options.tokenizer, found, n_vocab, partial(fetch, **hub))
+        asked = _blocks(options.max_layer, checkpoint)
         try:
             core = _core.Model(
                 [(tensor, info.shape) for tensor, info in checkpoint.tensors.items()],
+                blocks=asked,
                 **_core_options(options, choice),
             )
             _fill(core, checkpoint)
@@ -91,8 +98,16 @@ def open_model(options: Options, token: str | None = None) -> Opened:
         except ValueError as error:
             where = os.fspath(options.source)
             raise CheckpointError(f"{where}: {error}{_of(checkpoint)}") from error
-    blocks = core.config["n_layer"] if options.max_layer is None else options.max_layer + 1
+    blocks = asked or core.config["n_layer"]
     return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
+
+
+def highest(layers: Sequence[Layer] | None) -> MaxLayer:
+    """The max_layer that these layers need; None stands for the model's default layer."""
+    if layers is None:
+        return "default"
+    numbers = [layer for layer in layers if isinstance(layer, int)]
+    return max(numbers) if len(numbers) == len(layers) else None
 
 
 def read_head(options: Options) -> FloatArray:
@@ -141,7 +156,6 @@ def _of(checkpoint: Checkpoint) -> str:
 def _core_options(options: Options, choice: Choice) -> dict[str, Any]:
     cuda = choice.ordinal is not None
     wanted: dict[str, Any] = {
-        "blocks": 0 if options.max_layer is None else options.max_layer + 1,
         "dtype": choice.dtype,
         "threads": options.threads or threads_here(),
         "isa": options.instruction_set,
@@ -166,11 +180,25 @@ def _fill(core: _core.Model, checkpoint: Checkpoint) -> None:
     core.seal()
 
 
+def _blocks(max_layer: MaxLayer, checkpoint: Checkpoint) -> int:
+    """How many blocks are to be loaded; 0: all of them."""
+    if max_layer != "default":
+        return 0 if max_layer is None else max_layer + 1
+    if any(_of_a_head(name) for name in checkpoint.tensors):
+        return 0  # the heads of a trained embedder stand on the last block
+    numbers = [int(found[1]) for name in checkpoint.tensors if (found := BLOCK.match(name))]
+    return middle_layer(max(numbers) + 1) + 1 if numbers else 0  # the core says what is wrong
+
+
+def _of_a_head(name: str) -> bool:
+    return name.startswith("head.") and name != "head.weight"
+
+
 def _heads(checkpoint: Checkpoint) -> dict[str, FloatArray]:
     """The sentence heads of a trained embedder, in float32; no other model has such tensors."""
     heads = {}
     for name in checkpoint.tensors:
-        if name.startswith("head.") and name != "head.weight":
+        if _of_a_head(name):
             heads[name] = _float32(checkpoint.read(name))
     return heads
 

@@ -75,7 +75,7 @@ def test_a_callback_finds_its_own_mode_and_may_change_it(tmp_path: Path) -> None
     seen = []
     with processor(MODES["down"]) as look:
 
-        def progress(_: int) -> None:
+        def progress(_: int, __: int) -> None:
             seen.append(look())
             C.fesetround(0x400 if len(seen) % 2 else 0x800)  # down, up
 
@@ -100,7 +100,7 @@ def test_ids_may_change_and_be_overwritten_meanwhile(tmp_path: Path) -> None:
     expected = run(m, ids).tobytes()
     flat = np.concatenate(ids).astype(np.int32)
 
-    def spoil(_: int) -> None:
+    def spoil(_: int, __: int) -> None:
         flat[:] = 2**30
 
     assert run(m, ids, spoil, flat=flat).tobytes() == expected
@@ -134,7 +134,7 @@ def test_out_and_state_keep_their_memory_meanwhile(tmp_path: Path) -> None:
     out = np.empty((60, 128), np.float32)
     refused = []
 
-    def shrink(_: int) -> None:
+    def shrink(_: int, __: int) -> None:
         try:
             out.resize((1, 1), refcheck=False)
         except ValueError as error:
@@ -154,7 +154,7 @@ def test_a_fork_inside_a_callback_ends_in_the_child(tmp_path: Path) -> None:
     children: list[int] = []
     parent = os.getpid()
 
-    def fork(_: int) -> None:
+    def fork(_: int, __: int) -> None:
         if not children:
             children.append(os.fork())
 

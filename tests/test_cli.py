@@ -29,7 +29,8 @@ from rwkvsts import RWKV6, DataError, cli
 from rwkvsts.cli import info, study
 from rwkvsts.cli import options as cli_options
 from rwkvsts.cli.main import _parser
-from rwkvsts.corpus import job, output
+from rwkvsts.corpus import options as corpus_options
+from rwkvsts.corpus import output
 from rwkvsts.data import datasets
 from rwkvsts.study import experiment, folder
 
@@ -128,8 +129,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
 def test_embed_keeps_lines_and_order(
     texts: Path, tmp_path: Path, stand: type[Stand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "LEAST", 25)
-    monkeypatch.setattr(job, "TARGET", 0)
+    monkeypatch.setattr(corpus_options, "BLOCK_ROWS", 3)
     out = tmp_path / "new" / "x.npy"
     argv = ["embed", str(texts), "--out", str(out), "--layers", "3,1", "--pooling", "last"]
     assert cli.main(argv) == 0
@@ -156,7 +156,7 @@ def test_embed_takes_the_layer_half_way_up_by_default(
 ) -> None:
     out = tmp_path / "x.npy"
     assert cli.main(["embed", str(texts), "--out", str(out)]) == 0
-    assert np.load(out).tolist() == rows(6) and stand.asked["max_layer"] is None
+    assert np.load(out).tolist() == rows(6) and stand.asked["max_layer"] == "default"
 
 
 def test_embed_does_not_replace_what_standard_input_reads(texts: Path) -> None:
@@ -194,8 +194,7 @@ def test_ctrl_c_leaves_the_old_file_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(job, "LEAST", 1)
-    monkeypatch.setattr(job, "TARGET", 0)
+    monkeypatch.setattr(corpus_options, "BLOCK_ROWS", 1)
     stand.fail_at = 2
     out = tmp_path / "x.npy"
     out.write_bytes(b"old")

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,24 @@ class TestMeter:
         line = json.loads(capsys.readouterr().err)
         assert (line["texts"], line["tokens"], line["share_done"]) == (4, 40, 0.6)
         assert line["tokens_per_second"] > 0 and line["seconds_left"] >= 0
+
+    def test_it_moves_within_a_text(
+        self, model: RWKV6, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def every(self: meter.Meter, *how: Any) -> None:
+            time.sleep(0.06)  # the core asks at most every 50 ms
+            within(self, *how)
+
+        within = meter.Meter.within
+        monkeypatch.setattr(meter.Meter, "within", every)
+        monkeypatch.setattr(meter.Meter.__init__, "__defaults__", (0,))
+        Path("a.txt").write_text("short\n" + "long " * 600 + "\n")
+        corpus.to_npy(model, survey("a.txt"), Path("x.npy"), corpus.Options((1,)), 1001)
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        tokens = [line["tokens"] for line in lines]
+        assert tokens == sorted(tokens) and len(set(tokens)) > 6 and tokens[-1] == 3005
+        assert [line["texts"] for line in lines if line["tokens"] == 1501] == [1]
+        assert lines[-1]["texts"] == 2 and lines[-1]["share_done"] == 1
 
     def test_a_closed_standard_error_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", None)

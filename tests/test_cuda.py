@@ -247,7 +247,7 @@ def stop_inside(m: RWKV6, ids: list[list[int]]) -> None:
     """Interrupt after the first block: the core asks at most every 50 ms, first before a pass."""
     asked: list[int] = []
 
-    def progress(done: int) -> None:
+    def progress(done: int, _: int) -> None:
         asked.append(done)
         time.sleep(0.06)
         if len(asked) == 2:

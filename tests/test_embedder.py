@@ -52,6 +52,10 @@ def test_the_default_layer_is_half_way_up(weights: Path) -> None:
     shallow = opened(weights, max_layer=1)
     with pytest.raises(ValueError, match=r"default layer is 2, and max_layer=1 left"):
         shallow.encode("ab")
+    enough = opened(weights, max_layer="default")
+    assert enough.n_blocks == 3 < m.config.n_layer and enough.layers == (0, 1, 2)
+    assert enough.encode(["ab", "c"]).tobytes() == m.encode(["ab", "c"]).tobytes()
+    assert pickle.loads(pickle.dumps(enough)).n_blocks == 3
 
 
 def test_prompts_in_pieces() -> None:

@@ -156,6 +156,7 @@ def test_what_is_refused(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
 def test_blocks_above_max_layer_take_the_heads_along(tmp_path: Path) -> None:
     m = load(tmp_path, stored(), max_layer=0)
     assert m.layers == (0,) and m.encode("abc", layers=0).shape == (C,)
+    assert "retr" in load(tmp_path, stored(), max_layer="default").layers
 
 
 # ---- through the stack ---------------------------------------------------------------------------

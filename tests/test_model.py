@@ -8,6 +8,7 @@ over a few blocks, stay well below; a wrong term does not.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,21 @@ def test_more_texts_than_are_prepared_at_a_time(
     assert m.encode(texts, layers=0, show_progress=False).tobytes() == expected.tobytes()
     with pytest.raises(ValueError, match=r"texts\[31\] is empty"):
         m.encode([*texts[:31], "", *texts], layers=0)
+
+
+def test_progress_is_told_by_tokens_within_a_text(tmp_path: Path) -> None:
+    m = load(tmp_path, random_weights(1, L=2, V=256), tokenizer="bytes")
+    told: list[tuple[int, int]] = []
+
+    def progress(texts: int, tokens: int) -> None:
+        told.append((texts, tokens))
+        time.sleep(0.06)  # the core asks at most every 50 ms
+
+    texts = ["a" * 1500, "b" * 500]
+    found = m.encode(texts, layers=1, batch_tokens=1000, show_progress=progress)
+    assert np.array_equal(found, m.encode(texts, layers=1))
+    first, second = [(0, 0), (0, 500), (0, 1000)], [(0, 1000), (0, 1500), (0, 2000)]
+    assert told == [*first, *second, (2, 2000), (2, 2000)]
 
 
 def test_progress_counts_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ struct poll {
 
 /* Between blocks: a signal's handler, Ctrl-C above all, and the caller's progress. Twenty times a second is enough, and
  * taking the GIL more often would let a busy Python thread hold up the device. */
-static enum status poll(void *user, int64_t done, struct error *e) {
+static enum status poll(void *user, int64_t done, int64_t tokens, struct error *e) {
     struct poll *p = user;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -194,7 +194,7 @@ static enum status poll(void *user, int64_t done, struct error *e) {
     PyEval_RestoreThread(p->thread);
     bool raised = PyErr_CheckSignals() != 0;
     if (!raised && p->progress != Py_None) {
-        PyObject *result = PyObject_CallFunction(p->progress, "L", (long long)done);
+        PyObject *result = PyObject_CallFunction(p->progress, "LL", (long long)done, (long long)tokens);
         raised = !result;
         Py_XDECREF(result);
     }

@@ -10,6 +10,7 @@ from .. import corpus, device
 from ..embedder import NAMED_LAYERS
 from ..errors import DataError
 from ..model import POOLING, RWKV, Layer
+from ..opening import highest
 
 
 def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
@@ -79,15 +80,13 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace) -> RWKV:
     """The model that the three above asked for, with no more blocks than its layers need."""
-    # None, the default, lies in a depth that is not known yet.
-    some = args.layers is not None and all(isinstance(layer, int) for layer in args.layers)
     return RWKV.from_pretrained(
         args.model,
         revision=args.revision,
         device=args.device,
         dtype=args.dtype,
         tokenizer=args.tokenizer,
-        max_layer=max(args.layers) if some else None,
+        max_layer=highest(args.layers),
         file=args.file,
         vocabulary=args.vocabulary,
         threads=args.threads,

@@ -7,13 +7,12 @@ on that text alone.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +22,11 @@ from .options import Options, identity
 from .output import Folder, Rows, narrow, npy_file, room_for
 from .overlap import ahead
 
+if TYPE_CHECKING:
+    from ..batch import Show
+
 READY = 2  # blocks read before they are computed
 WRITING = 2  # blocks computed and not yet written
-TARGET = 1.0  # seconds that a call of the model should take: the bar moves and Ctrl-C is heard
-LEAST = 2048  # tokens of a call: fewer would leave a pass half empty
 
 
 def to_folder(
@@ -103,9 +103,12 @@ def encode(
     texts: list[str],
     options: Options,
     batch_tokens: int | None = None,
-    out: Rows | None = None,
+    progress: Show = False,
 ) -> Rows:
-    """Embeddings as a job has them, float32 [texts, layers, width]."""
+    """Embeddings as a job has them, float32 [texts, layers, width].
+
+    progress : as in `RWKV.encode`
+    """
     projection = options.projection
     rows: Rows = model.encode(
         texts,
@@ -115,10 +118,9 @@ def encode(
         max_length=options.max_length,
         batch_tokens=batch_tokens,
         normalize=options.normalize and projection is None,
-        show_progress=False,
-        out=out if projection is None else None,
+        show_progress=progress,
     )
-    return rows if projection is None else projection.transform(rows, options.normalize, out)
+    return rows if projection is None else projection.transform(rows, options.normalize)
 
 
 def check(model: Any, options: Options) -> None:
@@ -153,31 +155,25 @@ def _drain(
 
 
 class _Embedding:
-    """Embeds blocks, in calls that take about a second each."""
+    """Embeds blocks, and tells the meter how far it is within each, and within each long text."""
 
     def __init__(
         self, model: Any, options: Options, batch_tokens: int | None, meter: Meter
     ) -> None:
         self._model, self._options, self._meter = model, options, meter
-        self._batch_tokens, self._most = batch_tokens, LEAST
+        self._batch_tokens = batch_tokens
 
     def __call__(self, block: Block) -> Rows:
-        """float32 [texts, layers, C]."""
-        options = self._options
-        shape = len(block.texts), len(options.layers), options.width(self._model)
-        rows = np.empty(shape, np.float32)
-        ends = np.cumsum(block.tokens)
-        first = 0
-        while first < len(block.texts):
-            before = int(ends[first - 1]) if first else 0
-            last = max(int(np.searchsorted(ends, before + self._most, "right")), first + 1)
-            began = time.monotonic()
-            texts = block.texts[first:last]
-            encode(self._model, texts, options, self._batch_tokens, rows[first:last])
-            tokens = int(ends[last - 1]) - before
-            took = max(time.monotonic() - began, 1e-6)
-            self._most = max(LEAST, round(tokens / took * TARGET))
-            share = (last - first) / len(block.texts)
-            self._meter.update(last - first, tokens, share * block.text_bytes)
-            first = last
+        """float32 [texts, layers, width]."""
+        tokens = int(block.tokens.sum())
+        if not block.texts:
+            shape = 0, len(self._options.layers), self._options.width(self._model)
+            return np.empty(shape, np.float32)
+
+        def tell(texts: int, done: int) -> None:
+            done = min(done, tokens)  # a prompt's tokens are read, and are not the input's
+            self._meter.within(texts, done, done / tokens * block.text_bytes)
+
+        rows = encode(self._model, block.texts, self._options, self._batch_tokens, progress=tell)
+        self._meter.update(len(block.texts), tokens, block.text_bytes)
         return rows

@@ -47,31 +47,32 @@ class Meter:
         return max(time.monotonic() - self._start, 1e-9)
 
     def update(self, texts: int, tokens: int, size: float) -> None:
-        """So many texts, tokens and bytes of text are embedded."""
+        """So many texts, tokens and bytes of text more are embedded."""
         self.texts += texts
         self.tokens += tokens
         self._bytes += size
-        left = self._tokens_left()
+        self.within(0, 0, 0)
+
+    def within(self, texts: int, tokens: int, size: float) -> None:
+        """Of what comes next so many are embedded."""
+        texts, tokens, done = self.texts + texts, self.tokens + tokens, self._bytes + size
+        left = round(max(self._total - self._before - done, 0) * tokens / max(done, 1))
         if self._bar is not None:
-            self._bar.total = self.tokens + left
-            self._bar.set_postfix_str(f"{self.texts / self.seconds:.0f} texts/s", refresh=False)
-            self._bar.update(tokens)
+            self._bar.total = tokens + left
+            self._bar.set_postfix_str(f"{texts / self.seconds:.0f} texts/s", refresh=False)
+            self._bar.update(tokens - self._bar.n)
         elif time.monotonic() - self._told >= self._every:
             self._told = time.monotonic()
-            say(json.dumps(self._line(left)))
+            say(json.dumps(self._line(texts, tokens, done, left)))
 
-    def _tokens_left(self) -> int:
-        bytes_left = max(self._total - self._before - self._bytes, 0)
-        return round(bytes_left * self.tokens / max(self._bytes, 1))
-
-    def _line(self, left: int) -> dict[str, float]:
-        rate = self.tokens / self.seconds
+    def _line(self, texts: int, tokens: int, done: float, left: int) -> dict[str, float]:
+        rate = tokens / self.seconds
         return {
             "seconds": round(self.seconds, 1),
-            "texts": self.texts,
-            "tokens": self.tokens,
-            "texts_per_second": round(self.texts / self.seconds, 1),
+            "texts": texts,
+            "tokens": tokens,
+            "texts_per_second": round(texts / self.seconds, 1),
             "tokens_per_second": round(rate, 1),
-            "share_done": round((self._before + self._bytes) / max(self._total, 1), 4),
+            "share_done": round((self._before + done) / max(self._total, 1), 4),
             "seconds_left": round(left / rate) if rate else 0,
         }

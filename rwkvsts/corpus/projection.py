@@ -105,12 +105,9 @@ class Projection:
                 f"than {model.name!r}; fit it anew"
             )
 
-    def transform(
-        self, rows: FloatArray, normalize: bool = False, out: FloatArray | None = None
-    ) -> FloatArray:
+    def transform(self, rows: FloatArray, normalize: bool = False) -> FloatArray:
         """Rows [n, L, C] as float32 [n, L, width], of length 1 where that is asked."""
-        if out is None:
-            out = np.empty((*rows.shape[:-1], self.width), np.float32)
+        out = np.empty((*rows.shape[:-1], self.width), np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # not finite before: not finite after
             for at in range(len(self.mean)):
                 whole = rows[:, at].astype(np.float64)

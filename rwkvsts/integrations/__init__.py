@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from ..embedder import Layer
 from ..model import RWKV
+from ..opening import highest
 
 Source = str | os.PathLike[str]
 
@@ -18,13 +19,12 @@ Source = str | os.PathLike[str]
 def opened(model: RWKV | Source, layer: Layer | None = None, **options: Any) -> RWKV:
     """A model as it is; a source opened, with no more blocks than the layer needs.
 
-    layer : that will be asked for; None, the model's default, and those with names need all blocks
+    layer : that will be asked for; default: the model's own. Those with names need all blocks
     options : of `rwkvsts.load`
     """
     if not isinstance(model, (str, os.PathLike)):
         return model
-    if isinstance(layer, int):
-        options.setdefault("max_layer", layer)
+    options.setdefault("max_layer", highest(None if layer is None else [layer]))
     return RWKV.from_pretrained(model, **options)
 
 

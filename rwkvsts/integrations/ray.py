@@ -32,6 +32,7 @@ from ..corpus.options import Options, differences
 from ..corpus.output import embedding_columns
 from ..corpus.readers import Columns
 from ..errors import DataError
+from ..opening import highest
 from . import Source, absent, opened
 
 try:
@@ -65,9 +66,7 @@ class Embedder:
         options: Options | None = None,
         **load: Any,
     ) -> None:
-        numbers = [layer for layer in options.layers if isinstance(layer, int)] if options else []
-        whole = options is None or len(numbers) < len(options.layers)
-        self.model = opened(model, None if whole else max(numbers), **load)
+        self.model = opened(model, **{"max_layer": highest(options and options.layers), **load})
         self._columns = columns
         self._options = options or Options((self.model.default_layer,))
         check(self.model, self._options)

@@ -15,6 +15,7 @@ from ..embedder import Embedder
 from ..errors import HubError
 from ..files.hub import fetch
 from ..model import RWKV
+from ..opening import highest
 from .settings import Reading, StudyConfig, readings
 
 
@@ -41,7 +42,6 @@ def open_model(config: StudyConfig, source: str, group: list[Reading]) -> Embedd
             local_files_only=config.local_files_only,
         )
     asked = [layer for reading in group for layer in reading.layers]
-    whole = any(isinstance(layer, str) for layer in asked)
     return RWKV.from_pretrained(
         source,
         revision=config.revision,
@@ -50,7 +50,7 @@ def open_model(config: StudyConfig, source: str, group: list[Reading]) -> Embedd
         tokenizer=group[0].tokenizer,
         file=config.file,
         vocabulary=config.vocabulary,
-        max_layer=None if whole else max(int(layer) for layer in asked),
+        max_layer=highest(asked),
         cache_dir=_path(config.cache_dir),
         local_files_only=config.local_files_only,
     )
