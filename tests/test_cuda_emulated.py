@@ -1,4 +1,4 @@
-"""CUDA kernels on a CPU: those of long texts, which must give the bits of short ones.
+"""CUDA kernels on a CPU: those of long texts, and RWKV-7's delta rule in tiles.
 
 tests/cuda_emulation runs kernels without Hopper's instructions as plain C++; it needs g++ and the
 headers of the CUDA toolkit, no GPU. What it cannot show (a missing wait for a copy, what only a GPU
@@ -16,7 +16,10 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
-KERNELS = ["pass.cu", "rows/pool.cu", "rwkv6/chunk.cu", "rwkv6/states.cu", "route.c"]
+PROGRAMS = {
+    "long_pieces": ["pass.cu", "rows/pool.cu", "rwkv6/chunk.cu", "rwkv6/states.cu", "route.c"],
+    "delta_rule": ["rwkv7/chunk.cu", "rwkv7/wkv.cu", "route.c"],
+}
 
 
 def cuda_headers() -> Path:
@@ -29,15 +32,14 @@ def cuda_headers() -> Path:
     pytest.skip("no headers of the CUDA toolkit in CUDA_HOME, CUDA_PATH or /usr/local/cuda")
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(name: str, folder: Path) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("no g++")
-    folder, emulation = tmp_path_factory.mktemp("emulated"), HERE / "cuda_emulation"
+    emulation = HERE / "cuda_emulation"
     command = ["g++", "-O1", "-std=c++17", "-ffp-contract=off", "-fno-pie", "-w"]
     command += [f"-I{path}" for path in (cuda_headers(), CSRC, CSRC / "cuda", emulation)]
-    sources = [CSRC / "cuda" / name for name in KERNELS]
-    sources += [emulation / "emulate.cc", emulation / "long_pieces.cc"]
+    sources = [CSRC / "cuda" / kernel for kernel in PROGRAMS[name]]
+    sources += [emulation / "emulate.cc", emulation / f"{name}.cc"]
     objects = []
     for number, source in enumerate(sources):
         objects.append(folder / f"{number}.o")
@@ -47,13 +49,23 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     objects.append(folder / "base.o")  # C, and no C++
     base = ["gcc", "-O1", "-std=c11", "-D_DEFAULT_SOURCE", "-fno-pie", f"-I{CSRC}"]
     subprocess.run([*base, "-c", str(CSRC / "base.c"), "-o", str(objects[-1])], check=True)
-    target = folder / "long_pieces"
+    target = folder / name
     subprocess.run(["g++", "-no-pie", *map(str, objects), "-o", str(target)], check=True)
     return target
 
 
+@pytest.fixture(scope="module")
+def long_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("long_pieces", tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="module")
+def delta_rule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("delta_rule", tmp_path_factory.mktemp("emulated"))
+
+
 @pytest.mark.parametrize(
-    ("lengths", "long_pieces"),
+    ("lengths", "expected"),
     [
         ([40, 600, 20], 1),
         ([1024, 512, 31, 513], 2),  # whole parts; short by one token; long by one
@@ -62,13 +74,26 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_long_pieces_have_the_bits_of_short_ones(
-    program: Path, lengths: list[int], long_pieces: int
+    long_pieces: Path, lengths: list[int], expected: int
 ) -> None:
     """wkv over parts side by side against wkv along whole pieces; pooling against sums in order."""
-    command = [str(program), *map(str, lengths)]
+    command = [str(long_pieces), *map(str, lengths)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines[0].startswith(f"long {long_pieces} ")
+    assert lines[0].startswith(f"long {expected} ")
     errors = [float(line.split()[1]) for line in lines if line.startswith("error")]
     assert errors and max(errors) < 4e-3  # operands are rounded to bfloat16
     others = [line for line in lines[1:] if not line.startswith("error")]
     assert len(others) == 10 and all(line.endswith("same") for line in others), others
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 40, 16], [200, 1, 33, 32, 17, 64, 65], [2, 300]])
+def test_the_delta_rule_in_tiles_is_the_recurrence(delta_rule: Path, lengths: list[int]) -> None:
+    """In block 0 and above it, from a given state, into a state; cut and alone as together.
+
+    The output is rounded to bfloat16 (1.7e-3 in the mean square), and so are the rows that go into
+    products, each of which adds about as much."""
+    command = [str(delta_rule), *map(str, lengths)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    errors = [float(line.split()[-1]) for line in lines if "error" in line]
+    assert len(errors) == 6 and max(errors) < 4e-3, lines
+    assert lines.count("cut and alone: same") == 2, lines

@@ -20,6 +20,8 @@ static const char *const NAMES[KERNELS] = {
     [WKV_STATES] = "wkv_keys, wkv_states, wkv_chunk",
     [WKV_64] = "up_rows, then wkv_64",
     [WKV_PLAIN] = "up_rows, then wkv_plain",
+    [WKV7_CHUNK] = "wkv7_chunk",
+    [WKV7_TOKENS] = "wkv7_tokens",
     [POOL_ROWS] = "pool_rows",
     [POOL_LONG] = "pool_long",
 };
@@ -112,6 +114,10 @@ enum kernel route_lerps(const struct gpu *gpu, enum dtype dtype, int C, int rank
 enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece) {
     if (N == 64 && dtype == BF16 && gpu->code >= 80) return route_is_long(piece) ? WKV_STATES : WKV_CHUNK;
     return N == 64 ? WKV_64 : WKV_PLAIN;
+}
+
+enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, int N) {
+    return N == 64 && dtype == BF16 && gpu->code >= 80 ? WKV7_CHUNK : WKV7_TOKENS;
 }
 
 enum kernel route_pool(int piece) {

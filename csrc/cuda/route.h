@@ -20,7 +20,8 @@
  *                           wkv_64                      heads of 64 otherwise; up_rows has made the decay
  *                           wkv_plain                   other heads; likewise
  *   RWKV-7: low ranks       activate_low                always; then products
- *   RWKV-7: wkv             wkv7_tokens                 always
+ *   RWKV-7: wkv             wkv7_chunk                  Ampere's code, bfloat16, heads of 64
+ *                           wkv7_tokens                 else
  *   pool                    pool_rows                   pieces that are not long
  *                           pool_long                   long ones
  *   the whole pass          one recorded launch         few rows, its bucket seen before; kernels overlap on Hopper
@@ -65,6 +66,8 @@ enum kernel {
     WKV_STATES,
     WKV_64,
     WKV_PLAIN,
+    WKV7_CHUNK,
+    WKV7_TOKENS,
     POOL_ROWS,
     POOL_LONG,
     KERNELS
@@ -87,6 +90,7 @@ enum kernel route_product(const struct gpu *gpu, enum dtype dtype, const struct 
 enum kernel route_lerps(const struct gpu *gpu, enum dtype dtype, int C, int rank);
 bool route_is_long(int piece); /* tokens of a piece */
 enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece);
+enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, int N);
 enum kernel route_pool(int piece);
 
 /* The route of a pass of T rows of RWKV-6 whose longest piece has so many tokens: a line a step, "step: kernel". Writes as

@@ -147,19 +147,6 @@ static __device__ __forceinline__ float gate_of(float a) { /* a sigmoid(a) = a/2
     float half = 0.5f * a;
     return __fmaf_rn(half, tanh_approx(half), half);
 }
-static __device__ __forceinline__ void load8(float *a, const float *p) {
-    *(float4 *)a = *(const float4 *)p;
-    *(float4 *)(a + 4) = *(const float4 *)(p + 4);
-}
-static __device__ __forceinline__ float sum_of_8(const float *a) {
-    return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
-}
-static __device__ __forceinline__ float sum_over_8(float a) {
-#pragma unroll
-    for (int d = 4; d; d /= 2) a += __shfl_xor_sync(~0u, a, d);
-    return a;
-}
-
 /* out = (GroupNorm(y) w + b) silu(g): eight lanes a token, eight values a lane. */
 static __device__ __forceinline__ void store_tile(struct shared *m, const rows32 &y, const struct chunk_args &a,
                                                   size_t first, int count, const uint4 gate[4], const float *weight,

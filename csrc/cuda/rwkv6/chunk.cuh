@@ -7,11 +7,11 @@
 #ifndef RWKVSTS_CUDA_CHUNK_CUH
 #define RWKVSTS_CUDA_CHUNK_CUH
 
-#include "elements.cuh"
 #include "launch.cuh"
 #include "rwkv6/rwkv6.h"
+#include "tile.cuh"
 
-enum { HEAD = 64, TILE = 16, WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE, KEPT = 2 * WARPS };
+enum { WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE, KEPT = 2 * WARPS };
 enum { BLOCKS = 6 }; /* a multiprocessor: at 7 four times the registers spill, at 4 too little is under way */
 static_assert(CHUNK_GRAIN == KEPT * TILE, "a cut where the state takes over");
 
@@ -33,15 +33,9 @@ struct chunk_args {
     float *interim; /* [.., H, N, N] */
 };
 
-/* Rows of 64 in 16-bit lie in eight parts of 16 bytes, mixed by their row so that eight rows' same part meets all
- * banks; rows of 64 floats in sixteen, mixed likewise. All is aligned to a row, so that mixing is one xor on an
- * offset in bytes. */
-typedef bf16 rows16[TILE][HEAD];
+/* Rows of 64 floats lie in sixteen parts of 16 bytes, mixed by their row as tile.cuh mixes those in 16 bits. */
 typedef float rows32[TILE][HEAD];
 
-static __device__ __forceinline__ constexpr int mix16(int row) {
-    return (row & 7) * 16;
-}
 static __device__ __forceinline__ constexpr int mix32(int row) {
     return (row & 1) * 64 + (row & 2) * 16;
 }
@@ -55,49 +49,6 @@ struct shared {
     uint4 high[WARPS][32], low[WARPS][32]; /* A as fragments, in two parts */
     float total[KEPT][HEAD];               /* product of a tile's decays */
 };
-
-/* Where something lies in shared memory, in bytes; what lies there. */
-static __device__ __forceinline__ int offset(const void *m, const void *p) {
-    return (int)((const char *)p - (const char *)m);
-}
-template <typename T> static __device__ __forceinline__ T &at(void *m, int offset) {
-    return *(T *)((char *)m + offset);
-}
-
-/* Sixteen rows by sixteen columns of a[.][16 s ..], as an operand of a product. LEFT: its rows are the result's; RIGHT:
- * its rows are the result's columns, {0,1} the first eight; TRANSPOSED: its rows are summed over, {0,1} the first eight
- * columns; TRANSPOSED_LEFT: the same, its columns being the result's rows. */
-enum operand { LEFT, RIGHT, TRANSPOSED, TRANSPOSED_LEFT };
-
-template <enum operand AS> static __device__ __forceinline__ void block(uint32_t f[4], const rows16 &a, int s) {
-    int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
-    int row = lane % 8 + 8 * (AS == LEFT || AS == TRANSPOSED ? low : high),
-        part = AS == LEFT || AS == TRANSPOSED ? high : low;
-    uint32_t p = shared_address(&a) + row * 128 + (part * 16 ^ mix16(row));
-    p ^= s * 32;
-    if (AS == LEFT || AS == RIGHT) load_matrices(f, p);
-    else load_matrices_transposed(f, p);
-}
-static __device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-    uint32_t b[2] = {b0, b1};
-    mma16816<bf16>(c, a, b);
-}
-
-static __device__ __forceinline__ float2 unpack(uint32_t a) {
-    return make_float2(__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000u));
-}
-static __device__ __forceinline__ float2 times(float2 a, float2 b) {
-    return make_float2(__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y));
-}
-static __device__ __forceinline__ uint32_t pack(float2 a) {
-    return pack2<bf16>(a.x, a.y);
-}
-/* a = high + low */
-static __device__ __forceinline__ void pack_parts(float a, float b, uint32_t *high, uint32_t *low) {
-    *high = pack2<bf16>(a, b);
-    float2 h = unpack(*high);
-    *low = pack2<bf16>(a - h.x, b - h.y);
-}
 
 /* ---- loading ----------------------------------------------------------------------------------------------------- */
 
@@ -194,11 +145,6 @@ static __device__ __forceinline__ void decay_up(void *m, const rows32 &out, cons
 }
 
 /* ---- a tile ------------------------------------------------------------------------------------------------------ */
-
-/* A lane has two keys of a tile: `pair` is those of token t in rows that start at `rows`. */
-static __device__ __forceinline__ uint32_t &pair(struct shared *m, int rows, int t) {
-    return at<uint32_t>(m, (rows + (int)threadIdx.x % 32 * 4 ^ mix16(t)) + t * 128);
-}
 
 /* X for blocks of 2 * HALF tokens. Loads first: the compiler cannot move one over a store. */
 template <int HALF>

@@ -4,24 +4,10 @@
  * prepare what all threads read (the direction that is removed, the key that is written, the decay), then each thread walks
  * over the tokens by itself, then warps share out the tokens' group norms. Sums over keys are four chains, added in a fixed
  * order; sums over a head's columns are one tree over a warp. So a row's bits depend on its own sequence alone. */
-#include "elements.cuh"
 #include "launch.cuh"
-#include "rwkv7/rwkv7.h"
+#include "rwkv7/delta.cuh"
 
 enum { CHUNK = 8 };
-
-struct wkv7_args {
-    struct meta meta;
-    const void *r, *k, *v, *v_first; /* [T, C] out */
-    const float *decay;              /* [T, C] low up, before w0 */
-    const void *rate, *value, *gate; /* [T, C] out, before a0 and v0; value: NULL in block 0 */
-    const float *w0, *a0, *v0;       /* [C] */
-    const float *k_k, *k_a, *r_k, *weight, *bias;
-    float *slots; /* [slot, L, H, N, N] (value, key), at this layer */
-    size_t slot_stride;
-    void *out; /* [T, C] in */
-    int C, H;
-};
 
 /* What a chunk's tokens bring; rows of N. */
 template <int N> struct tokens {
@@ -42,10 +28,6 @@ static __device__ __forceinline__ float sum_warp(float a) {
 
 template <typename Out> static __device__ __forceinline__ float read(const void *p, size_t i) {
     return to_float(((const Out *)p)[i]);
-}
-
-static __device__ __forceinline__ float decay7(float w) { /* exp(-exp(-1/2) sigmoid(w)) */
-    return exp2_fast(-0.606530660f * LOG2_E * sigmoid(w));
 }
 
 template <typename Out, int N>
@@ -83,7 +65,7 @@ static __device__ __forceinline__ void prepare(struct tokens<N> *s, const struct
         s->k[i][c] = key;
         s->minus_kk[i][c] = -kk[j] * scale;
         s->kk_rate[i][c] = kk[j] * scale * rate[j];
-        s->decay[i][c] = decay7(a.w0[column + c] + a.decay[at + c]);
+        s->decay[i][c] = exp2_fast(decay_exponent(a.w0[column + c] + a.decay[at + c]));
         s->v[i][c] = value_of<Out, N>(a, at + c, column + c);
     }
     bonus = sum_warp(bonus);
@@ -227,6 +209,8 @@ enum status cuda_wkv7(struct worker *w, const struct wkv7 *a, struct error *e) {
     args.out = a->out;
     args.C = d->C;
     args.H = d->H;
+    if (route_wkv7(&w->dev->gpu, w->dev->in, d->N) == WKV7_CHUNK)
+        return cuda_status(w->dev, wkv7_chunk_run(w, &args), "the delta rule", e);
     if (w->dev->in == BF16) launch<bf16, bf16>(w, args, d->N);
     else if (w->dev->in == F16) launch<half_t, float>(w, args, d->N);
     else launch<float, float>(w, args, d->N);

@@ -1,0 +1,29 @@
+/* What the two kernels of RWKV-7's delta rule share: what they are given, and the exponent of the decay. */
+#ifndef RWKVSTS_CUDA_DELTA_CUH
+#define RWKVSTS_CUDA_DELTA_CUH
+
+#include "elements.cuh"
+#include "rwkv7/rwkv7.h"
+
+struct wkv7_args {
+    struct meta meta;
+    const void *r, *k, *v, *v_first; /* [T, C] out */
+    const float *decay;              /* [T, C] low up, before w0 */
+    const void *rate, *value, *gate; /* [T, C] out, before a0 and v0; value: NULL in block 0 */
+    const float *w0, *a0, *v0;       /* [C] */
+    const float *k_k, *k_a, *r_k, *weight, *bias;
+    float *slots; /* [slot, L, H, N, N] (value, key), at this layer */
+    size_t slot_stride;
+    void *out; /* [T, C] in */
+    int C, H;
+};
+
+/* decay = exp(-exp(-1/2) sigmoid(w)) = 2^exponent, between 2^-0.875 and 1 */
+static __device__ __forceinline__ float decay_exponent(float w) {
+    return -0.606530660f * LOG2_E * sigmoid(w);
+}
+
+/* chunk.cu: heads of 64 in bfloat16. */
+cudaError_t wkv7_chunk_run(const struct worker *w, const struct wkv7_args *a);
+
+#endif
