@@ -1,12 +1,15 @@
 """The C core; see csrc/python/."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Result = TypeVar("Result")
+
 def cpu_features() -> dict[str, bool]: ...
+def in_default_floats(function: Callable[[], Result]) -> Result: ...
 
 class Tokenizer:
     def __new__(

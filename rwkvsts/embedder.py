@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
+
 Layer = int | Literal["final", "retr", "sts", "cls"]
 NAMED_LAYERS: tuple[Layer, ...] = ("final", "retr", "sts", "cls")  # the last three of EmbeddingRWKV
 Layers = Layer | Sequence[Layer]
@@ -177,6 +179,10 @@ class Request:
 
 def to_unit_length(rows: FloatArray) -> None:
     """Scale rows [..., C] to length 1 in place; a zero row stays zero."""
+    _core.in_default_floats(lambda: _scale(rows))
+
+
+def _scale(rows: FloatArray) -> None:
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     np.divide(rows, length, out=rows, where=length > 0)
 

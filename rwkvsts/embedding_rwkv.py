@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import batch
+from . import _core, batch
 from .embedder import POOLING, FloatArray, Layer, Layers, Prompt, Request, as_list, listed_items
 from .errors import CheckpointError
 from .model import RWKV7, Pass, State
@@ -51,6 +51,9 @@ class Head:
 
     def apply(self, x: FloatArray) -> FloatArray:
         """Rows [S, C] to embeddings [S, C], a row at a time: no row's bits depend on the others."""
+        return _core.in_default_floats(lambda: self._apply(x))
+
+    def _apply(self, x: FloatArray) -> FloatArray:
         hidden = np.maximum(np.matmul(x[:, None], self.fc1.T), 0)
         y = np.matmul(hidden, self.fc2.T)[:, 0].astype(np.float64) + x
         y -= y.mean(-1, keepdims=True)
@@ -238,8 +241,13 @@ class EmbeddingRWKV(RWKV7):
 
         self._core.run(packed, begins, streams, last, rows, how.state, False, limit, update)
         if rows is not out:
-            np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0, out=out)
-            out /= counts[:, None, None].astype(np.float32)
+            _core.in_default_floats(lambda: _mean(rows, counts, out))
+
+
+def _mean(rows: FloatArray, counts: NDArray[Any], out: FloatArray) -> None:
+    """The means [S, ...] of so many rows each, one after the other."""
+    np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0, out=out)
+    out /= counts[:, None, None].astype(np.float32)
 
 
 def _refuse(skip_first: bool) -> None:

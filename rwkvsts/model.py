@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import batch
+from . import _core, batch
 from .embedder import (
     POOLING,
     FloatArray,
@@ -421,7 +421,9 @@ class RWKV:
         streams = self.encode_ids(beginnings, columns, "last", show_progress=False)
         result = np.full((len(listed), len(columns), positions), np.nan, np.float32)
         there = np.arange(positions) < lengths[:, None]
-        result.swapaxes(1, 2)[there] = np.linalg.norm(streams, axis=-1)
+        result.swapaxes(1, 2)[there] = _core.in_default_floats(
+            lambda: np.linalg.norm(streams, axis=-1)
+        )
         return result
 
     def _reading(

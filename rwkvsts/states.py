@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import _core
 from .embedder import FloatArray
 
 AT_A_TIME = 1 << 28  # bytes of states that a call holds at a time, where it makes one for each text
@@ -51,6 +52,10 @@ def vectors(wkv: FloatArray, width: int | None) -> FloatArray:
     -------
     float32 [..., width]
     """
+    return _core.in_default_floats(lambda: _vectors(wkv, width))
+
+
+def _vectors(wkv: FloatArray, width: int | None) -> FloatArray:
     *outer, H, N, _ = wkv.shape
     heads = wkv.reshape(-1, H, N * N).astype(np.float64)
     length = np.linalg.norm(heads, axis=-1, keepdims=True)

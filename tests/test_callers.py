@@ -68,6 +68,28 @@ def test_modes_of_the_processor_change_no_bit(tmp_path: Path, mode: str, dtype: 
 
 
 @pytest.mark.skipif(not X86, reason="sets the modes of an x86-64 processor")
+@pytest.mark.parametrize("mode", MODES)
+def test_nor_do_they_change_what_numpy_makes_of_rows(tmp_path: Path, mode: str) -> None:
+    m = load(tmp_path, random_weights(L=2, V=256), tokenizer="bytes")
+    texts = [f"text {i}" * (1 + i % 3) for i in range(20)]
+
+    def everything() -> list[bytes]:
+        how: dict[str, Any] = {"normalize": True, "skip_first": True}
+        arrays = [m.encode(texts, [0, 1, "final"], p, **how) for p in m.poolings]
+        arrays.append(m.branch(texts, [" is", " was"], normalize=True))
+        arrays += [m.encode_states(texts, width=w, normalize=True) for w in (50, None)]
+        return [array.tobytes() for array in [*arrays, m.norms(texts)]]
+
+    expected = everything()
+    with processor(MODES[mode]) as look:
+        assert everything() == expected
+        assert look() == MODES[mode]
+        with pytest.raises(ZeroDivisionError):
+            _core.in_default_floats(lambda: 1 // 0)
+        assert look() == MODES[mode]
+
+
+@pytest.mark.skipif(not X86, reason="sets the modes of an x86-64 processor")
 def test_a_callback_finds_its_own_mode_and_may_change_it(tmp_path: Path) -> None:
     m = load(tmp_path, random_weights(L=2, C=128, F=512), threads=1)
     ids = random_ids(1, [400] * 100)

@@ -15,6 +15,7 @@ import pytest
 import reference
 import reference7
 from makecheckpoint import bf16, write_torch
+from test_callers import MODES, X86, processor
 from tinymodel import error, random_ids
 from tinymodel7 import Arrays, embedder_names, random_weights7
 
@@ -259,3 +260,14 @@ def test_the_models_own_code_agrees(tmp_path: Path, model: rwkvsts.EmbeddingRWKV
         found = model.encode_ids(ids, layers=task)  # type: ignore[arg-type]
         wanted = [own.forward_text_only(i, None, task_type=tag)[0].detach().numpy()[0] for i in ids]
         assert error(found[:, None], np.array(wanted)[:, None]) < TOLERANCE, task
+
+
+@pytest.mark.skipif(not X86, reason="sets the modes of an x86-64 processor")
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_processor_change_no_bit(model: rwkvsts.EmbeddingRWKV, mode: str) -> None:
+    """Of the heads and of the mean over a text's ends, which NumPy computes."""
+    texts = [f"text {i}" for i in range(20)]
+    how: dict[str, Any] = {"layers": ["retr", "sts"], "recipe": "evaluation", "normalize": True}
+    expected = model.encode(texts, **how).tobytes()
+    with processor(MODES[mode]):
+        assert model.encode(texts, **how).tobytes() == expected

@@ -2,6 +2,7 @@
 #define RWKVSTS_IMPORTS_NUMPY
 #include "python.h"
 
+#include <fenv.h>
 #include <string.h>
 
 #include "../cpu/cpu.h"
@@ -54,9 +55,22 @@ static PyObject *cpu_facts(PyObject *module, PyObject *none) {
     return facts;
 }
 
+/* NumPy rounds as the process does, and another library may have changed that. */
+static PyObject *in_default_floats(PyObject *module, PyObject *function) {
+    (void)module;
+    fenv_t callers;
+    fegetenv(&callers);
+    fesetenv(FE_DFL_ENV);
+    PyObject *result = PyObject_CallNoArgs(function);
+    fesetenv(&callers);
+    return result;
+}
+
 static PyMethodDef module_functions[] = {
     {"cpu_features", cpu_facts, METH_NOARGS,
      "cpu_features() -> dict[str, bool]: instruction sets that may be used here"},
+    {"in_default_floats", in_default_floats, METH_O,
+     "in_default_floats(function): what it returns, called with the default rounding and subnormals"},
     {NULL, NULL, 0, NULL},
 };
 
