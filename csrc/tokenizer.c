@@ -46,6 +46,9 @@ static enum status check_entries(const struct entry *sorted, size_t count, struc
         if (sorted[i].id < 1 || sorted[i].id > MOST_ID)
             return fail(e, BAD_INPUT, "vocabulary id %d: expected 1 .. %d", sorted[i].id, MOST_ID);
         if (!sorted[i].length) return fail(e, BAD_INPUT, "vocabulary id %d has no bytes", sorted[i].id);
+        if (sorted[i].length > MOST_ENTRY)
+            return fail(e, BAD_INPUT, "vocabulary id %d has %zu bytes: expected at most %d", sorted[i].id,
+                        sorted[i].length, MOST_ENTRY);
         if (i && !by_bytes(&sorted[i - 1], &sorted[i]))
             return fail(e, BAD_INPUT, "vocabulary ids %d and %d have the same bytes", sorted[i - 1].id, sorted[i].id);
         if (sorted[i].length == 1) single[sorted[i].bytes[0]] = true;
@@ -60,7 +63,7 @@ static enum status check_entries(const struct entry *sorted, size_t count, struc
 static enum status copy_bytes(struct tokenizer *t, const struct entry *entries, size_t count, struct error *e) {
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        if (!size_add(t->blob_size, entries[i].length, &t->blob_size) || entries[i].length > INT32_MAX)
+        if (!size_add(t->blob_size, entries[i].length, &t->blob_size))
             return fail(e, BAD_INPUT, "the vocabulary is too large");
         if (entries[i].id >= t->ids) t->ids = entries[i].id + 1;
     }
@@ -186,15 +189,15 @@ static int32_t longest(const struct tokenizer *t, const uint8_t *text, size_t le
 }
 
 size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids,
-                        tokenizer_poll *go_on, void *user) {
-    enum { BETWEEN = 1 << 23 }; /* bytes looked at: some 10 milliseconds */
-    size_t n = 0, i = 0, read = 0, end = 0;
+                        struct watch *watch) {
+    enum { BETWEEN = 1 << 23 }; /* bytes looked at */
+    size_t n = 0, i = 0, end = 0;
     while (i < length) {
-        ids[n++] = longest(t, text + i, length - i, &end, &read);
+        ids[n++] = longest(t, text + i, length - i, &end, &watch->read);
         i += end;
-        if (read < BETWEEN) continue;
-        read = 0;
-        if (!go_on(user)) return SIZE_MAX;
+        if (watch->read < BETWEEN) continue;
+        watch->read = 0;
+        if (!watch->go_on(watch->user)) return SIZE_MAX;
     }
     return n;
 }

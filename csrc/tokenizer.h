@@ -15,18 +15,24 @@ struct entry { /* one vocabulary line; bytes belong to the caller and are copied
     size_t length;
 };
 
-/* Refuses empty or repeated entries, ids outside 1 .. 2^24 - 1, repeated ids, and a vocabulary that lacks one of the 256
+enum { MOST_ENTRY = 1024 }; /* bytes of an entry; World's longest has 128. It bounds the time of encode */
+
+/* Refuses empty, repeated or longer entries, ids outside 1 .. 2^24 - 1, repeated ids, and a vocabulary that lacks one of the 256
  * single bytes: with all of them every byte string can be encoded. */
 enum status tokenizer_open(const struct entry *entries, size_t count, struct tokenizer **out, struct error *e);
 void tokenizer_close(struct tokenizer *t);
 
-/* Asked now and then whether to go on; false stops. */
-typedef bool tokenizer_poll(void *user);
+/* Asked each some 10 milliseconds whether to go on, over one text or many; false stops. */
+struct watch {
+    bool (*go_on)(void *user);
+    void *user;
+    size_t read; /* bytes looked at since; 0 to begin with */
+};
 
-/* Writes at most `length` ids (a token has at least one byte) and returns how many; SIZE_MAX if `go_on` stopped it. Time
- * grows with the text's length times that of the vocabulary's longest entry. */
+/* Writes at most `length` ids (a token has at least one byte) and returns how many; SIZE_MAX if the watch stopped it. At
+ * most MOST_ENTRY bytes are looked at for each byte of the text. */
 size_t tokenizer_encode(const struct tokenizer *t, const uint8_t *text, size_t length, int32_t *ids,
-                        tokenizer_poll *go_on, void *user);
+                        struct watch *watch);
 
 /* The bytes of an id; NULL for an id that is not in the vocabulary (length 0 and not NULL for id 0). */
 const uint8_t *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *length);

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,8 @@ class Batch(NamedTuple):
 Show = bool | Callable[[int, int], object] | None  # a call's show_progress
 Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
 
-SLICE = 8192  # items prepared at a time, while the core runs the slice before them
+SLICE = 8192  # items prepared at a time, while the core runs the slice before them,
+LONG = 1 << 22  # or so many characters or ids: Ctrl-C waits for the slice that a thread prepares
 QUIET = 20_000  # tokens: what takes but a moment shows no bar
 NO_PROMPT = Prompt()
 
@@ -112,16 +114,29 @@ def repeated(start: NDArray[np.int64], times: int) -> NDArray[np.int64]:
 
 def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]:
     """Slices of the items, prepared, each while the caller works on the one before."""
-    if len(items) <= SLICE:
+    bounds = list(pairwise(_cuts(items)))
+    if len(bounds) == 1:
         yield 0, prepare(items, 0)
         return
     with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(prepare, items[:SLICE], 0)
-        for first in range(0, len(items), SLICE):
-            batch, after = pending.result(), first + SLICE
-            if after < len(items):
-                pending = thread.submit(prepare, items[after : after + SLICE], after)
+        pending = thread.submit(prepare, items[: bounds[0][1]], 0)
+        for (first, _), later in zip(bounds, [*bounds[1:], None], strict=True):
+            batch = pending.result()
+            if later is not None:
+                pending = thread.submit(prepare, items[slice(*later)], later[0])
             yield first, batch
+
+
+def _cuts(items: Sequence[Any]) -> list[int]:
+    """Where slices begin, and the end of the last."""
+    cuts, size = [0], 0
+    for i, item in enumerate(items):
+        length = length_hint(item)  # 0 of what has none: prepare refuses it
+        if i - cuts[-1] == SLICE or (size and size + length > LONG):
+            cuts.append(i)
+            size = 0
+        size += length
+    return [*cuts, len(items)]
 
 
 class Bar:

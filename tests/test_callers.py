@@ -221,20 +221,32 @@ def test_a_tensor_is_taken_once_by_whoever_comes_first() -> None:
     core.seal()
 
 
-def test_ctrl_c_is_heard_in_a_text_that_takes_long() -> None:
-    """A vocabulary with one very long entry makes encode slow: it looks up now and then."""
-    long = 100_000
+def long_entry(length: int) -> _core.Tokenizer:
+    """A vocabulary of all bytes and `length` times an a: a text of fewer is slow to encode."""
     ids = np.arange(1, 258, dtype=np.int32)
-    offsets = np.append(np.arange(257), 256 + long).astype(np.int64)
-    tokenizer = _core.Tokenizer(ids, bytes(range(256)) + b"a" * long, offsets)
-    assert len(tokenizer.encode(b"a" * 3000)) == 3000
-    assert tokenizer.encode(b"a" * long) == [257]
+    offsets = np.append(np.arange(257), 256 + length).astype(np.int64)
+    return _core.Tokenizer(ids, bytes(range(256)) + b"a" * length, offsets)
+
+
+@pytest.mark.parametrize("size", [1023, 10_000_000])
+def test_ctrl_c_is_heard_in_texts_that_take_long(size: int) -> None:
+    """In one text, and between texts that take but a moment each."""
+    tokenizer = long_entry(1024)
+    assert tokenizer.encode(b"a" * 1023) == [98] * 1023
+    assert tokenizer.encode(b"a" * 1024) == [257]
+    text = (b"a" * 1023 + b"b") * (size // 1024 + 1)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    start = time.monotonic()
+    texts = [text] * (40_000_000 // len(text))
+    ended: list[Any] = []
     with pytest.raises(KeyboardInterrupt):
-        tokenizer.encode_many([b"a" * (long - 1)] * 100)
-    assert time.monotonic() - start < 10
+        ended.extend(map(tokenizer.encode_many, [texts]))  # in C, where nobody else hears it
+    assert not ended
     assert tokenizer.encode(b"ab") == [98, 99]
+
+
+def test_an_entry_that_would_make_encode_slow_is_refused() -> None:
+    with pytest.raises(ValueError, match="id 257 has 1025 bytes: expected at most 1024"):
+        long_entry(1025)
 
 
 def test_a_wrong_shape_is_refused_before_anything_is_read(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from makecheckpoint import bf16, hf_names, write_safetensors, write_torch
 from tinymodel import error, load, random_ids, random_weights
 
 from rwkvsts import RWKV6, State
+from rwkvsts.batch import ahead
 
 TOLERANCE = 1e-4
 LENGTHS = [1, 2, 3, 17, 64, 65, 200, 31, 1, 128]
@@ -291,6 +293,8 @@ def test_more_texts_than_are_prepared_at_a_time(
     expected = m.encode(texts, layers=0)
     monkeypatch.setattr("rwkvsts.batch.SLICE", 7)
     assert m.encode(texts, layers=0, show_progress=False).tobytes() == expected.tobytes()
+    monkeypatch.setattr("rwkvsts.batch.LONG", 40)
+    assert m.encode(texts, layers=0, show_progress=False).tobytes() == expected.tobytes()
     with pytest.raises(ValueError, match=r"texts\[31\] is empty"):
         m.encode([*texts[:31], "", *texts], layers=0)
 
@@ -308,6 +312,23 @@ def test_progress_is_told_by_tokens_within_a_text(tmp_path: Path) -> None:
     assert np.array_equal(found, m.encode(texts, layers=1))
     first, second = [(0, 0), (0, 500), (0, 1000)], [(0, 1000), (0, 1500), (0, 2000)]
     assert told == [*first, *second, (2, 2000), (2, 2000)]
+
+
+def test_what_is_prepared_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of texts and by their characters, so that Ctrl-C need not wait for long."""
+    monkeypatch.setattr("rwkvsts.batch.SLICE", 4)
+    monkeypatch.setattr("rwkvsts.batch.LONG", 10)
+    lengths = [1, 2, 3, 4, 1, 25, 30, 5, 5, 1, 1, 1, 1, 1]
+
+    def prepare(texts: Any, first: int) -> Any:
+        return [len(text) for text in texts]
+
+    found = list(ahead(["a" * n for n in lengths], prepare))
+    slices = [[1, 2, 3, 4], [1], [25], [30], [5, 5], [1, 1, 1, 1], [1]]
+    assert [part for _, part in found] == slices
+    assert [first for first, _ in found] == [0, 4, 5, 6, 7, 9, 13]
+    no_texts = [None, 3, np.zeros(()), list]
+    assert [first for first, _ in ahead(no_texts * 2, lambda *_: None)] == [0, 4]  # type: ignore
 
 
 def test_progress_counts_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ static void Tokenizer_dealloc(Tokenizer *self) {
     Py_DECREF(type);
 }
 
-/* Ctrl-C above all: a vocabulary with an entry of 100,000 bytes makes a text of that length take half a minute. */
+/* Ctrl-C above all. */
 static bool no_signal(void *user) {
     PyThreadState **thread = user;
     PyEval_RestoreThread(*thread);
@@ -71,11 +71,12 @@ static bool no_signal(void *user) {
 /* Encodes the texts of a tuple one after the other; at[i + 1] is where text i ends. False with an exception. */
 static bool encode_all(const struct tokenizer *t, PyObject *texts, int32_t *ids, int64_t *at) {
     PyThreadState *thread = PyEval_SaveThread();
+    struct watch watch = {no_signal, &thread, 0};
     size_t n = 0;
     for (Py_ssize_t i = 0; n != SIZE_MAX && i < PyTuple_GET_SIZE(texts); i++) {
         PyObject *text = PyTuple_GET_ITEM(texts, i);
         const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(text);
-        n = tokenizer_encode(t, bytes, (size_t)PyBytes_GET_SIZE(text), ids + at[i], no_signal, &thread);
+        n = tokenizer_encode(t, bytes, (size_t)PyBytes_GET_SIZE(text), ids + at[i], &watch);
         at[i + 1] = at[i] + (int64_t)n;
     }
     PyEval_RestoreThread(thread);
