@@ -67,25 +67,11 @@ static void amx_multiply(int c, int a, int b) {
             }
 }
 
-static void amx_multiply_int8(int c, int a, int b) {
-    amx_need(a), amx_need(b), amx_need(c);
-    if (amx.rows[c] != amx.rows[a] || amx.bytes[c] != amx.bytes[b] || amx.bytes[a] != 4 * amx.rows[b]) abort();
-    for (int m = 0; m < amx.rows[c]; m++)
-        for (int k = 0; k < amx.bytes[a]; k++)
-            for (int n = 0; n < amx.bytes[c] / 4; n++) {
-                int32_t sum;
-                memcpy(&sum, amx.data[c][m] + 4 * n, 4);
-                sum += (int8_t)amx.data[a][m][k] * (int8_t)amx.data[b][k / 4][4 * n + k % 4];
-                memcpy(amx.data[c][m] + 4 * n, &sum, 4);
-            }
-}
-
 #undef _tile_loadd
 #undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
-#undef _tile_dpbssd
 #define _tile_loadconfig(config) amx_loadconfig(config)
 #define _tile_release() amx_release()
 #define _tile_zero(t) amx_zero(t)
@@ -93,4 +79,3 @@ static void amx_multiply_int8(int c, int a, int b) {
 #define _tile_stream_loadd(t, base, stride) amx_load(t, base, stride)
 #define _tile_stored(t, base, stride) amx_store(t, base, stride)
 #define _tile_dpbf16ps(c, a, b) amx_multiply(c, a, b)
-#define _tile_dpbssd(c, a, b) amx_multiply_int8(c, a, b)

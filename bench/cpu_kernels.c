@@ -3,15 +3,13 @@
  *
  *   gcc -O3 -std=c11 -D_DEFAULT_SOURCE -Icsrc bench/cpu_kernels.c $(ls csrc/cpu/[a-z]*.c) csrc/base.c \
  *       -lpthread -lm -o /tmp/cpu_kernels
- *   /tmp/cpu_kernels [check | int8 | peak | time | verbs | all] [threads] [instruction set]
+ *   /tmp/cpu_kernels [check | peak | time | verbs | all] [threads] [instruction set]
  *
  * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers: layout
  * and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
- * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. Those of int8 have
- * no tolerance: every instruction set gives the bits that plain loops here give. */
+ * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. */
 #define _GNU_SOURCE
 #include "cpu/cpu.h"
-#include "cpu/kernels.h"
 #include "verbs6.h"
 
 #include <math.h>
@@ -172,63 +170,8 @@ static double check_once(const char *isa, enum dtype dtype, enum dtype weights, 
     return worst;
 }
 
-/* Rows of k numbers turned and quantised, by plain loops; out [rows, padded]. */
-static void quantise_plainly(const float *in, int rows, int k, int padded, int8_t *out, float *scales) {
-    float *line = malloc((size_t)padded * sizeof *line);
-    for (int row = 0; row < rows; row++, in += k, out += padded) {
-        float most = 0;
-        for (int i = 0; i < padded; i++) line[i] = i < k ? in[i] : 0;
-        for (int half = 1; half < TURN; half *= 2)
-            for (int i = 0; i < padded; i++)
-                if (!(i & half)) {
-                    float lower = line[i], upper = line[i + half];
-                    line[i] = lower + upper, line[i + half] = lower - upper;
-                }
-        for (int i = 0; i < padded; i++) most = fmaxf(most, fabsf(line[i]));
-        for (int i = 0; i < padded; i++) out[i] = (int8_t)rintf(line[i] * (most > 0 ? 127.0f / most : 0.0f));
-        scales[row] = most / 127.0f;
-    }
-    free(line);
-}
-/* Random sizes; whether the product's bits are those of plain loops. */
-static bool check_int8_once(const char *isa, int threads) {
-    struct bench b;
-    int M = random_int(1, 300), N = random_int(1, 200), K = random_int(1, random_int(0, 3) ? 700 : 9000);
-    int padded = (K + TURN - 1) / TURN * TURN;
-    if (!bench_open(&b, isa, I8, threads, K, N, M)) return false;
-    size_t mk = (size_t)M * (size_t)K, nk = (size_t)N * (size_t)K, mn = (size_t)M * (size_t)N;
-    float *a = malloc(mk * 4), *w = malloc(nk * 4), *out = malloc(mn * 4), *a_scale = malloc((size_t)M * 4),
-          *w_scale = malloc((size_t)N * 4);
-    int8_t *a_bytes = malloc((size_t)M * (size_t)padded), *w_bytes = malloc((size_t)N * (size_t)padded);
-    void *in = random_array(BF16, mk, 1, a), *linear = random_array(F32, nk, 1, w);
-    quantise_plainly(a, M, K, padded, a_bytes, a_scale);
-    quantise_plainly(w, N, K, padded, w_bytes, w_scale);
-    struct weight packed = pack(&b, F32, N, K, linear);
-    bench_rows(&b, M);
-    must(b.be->gemm(b.w, &(struct gemm){.w = &packed, .in = in, .epilogue = STORE, .out = out}, 1, &b.e), &b.e);
-    bool same = true;
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) {
-            int32_t sum = 0;
-            for (int k = 0; k < padded; k++) sum += a_bytes[i * padded + k] * w_bytes[j * padded + k];
-            float y = (float)sum * (w_scale[j] / TURN) * a_scale[i];
-            same &= !memcmp(&y, &out[(size_t)i * (size_t)N + (size_t)j], sizeof y);
-        }
-    b.be->unpack(b.dev, &packed);
-    bench_close(&b);
-    free(a), free(w), free(out), free(a_scale), free(w_scale), free(a_bytes), free(w_bytes), free(in), free(linear);
-    return same;
-}
-
-static int check_int8(const char *isa, int threads) {
-    int different = 0;
-    for (int i = 0; i < 16; i++) different += !check_int8_once(isa, threads);
-    printf("check %-11s in bfloat16 products int8: %d of 16 differ %s\n", isa, different, different ? "FAILED" : "ok");
-    return different > 0;
-}
-
 static int check(const char *isa, int threads) {
-    int failures = check_int8(isa, threads);
+    int failures = 0;
     static const struct {
         enum dtype in, weights;
     } kinds[] = {{F32, F32}, {F32, BF16}, {BF16, BF16}};
@@ -268,20 +211,9 @@ typedef double peak_loop(void);
 PEAK_LOOP(peak_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), 16, FMA_STEP)
 PEAK_LOOP(peak_avx512, "avx512f", __m512, _mm512_setzero_ps(), 32, FMA_STEP)
 PEAK_LOOP(peak_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), 64, DP_STEP)
-#define VNNI_STEP(x) STEP("vpdpbusd", x)
-PEAK_LOOP(peak_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), 128, VNNI_STEP)
 
-#define FOUR(product)                                                                                                  \
-    do {                                                                                                               \
-        product(0, 4, 5);                                                                                              \
-        product(1, 4, 5);                                                                                              \
-        product(2, 4, 5);                                                                                              \
-        product(3, 4, 5);                                                                                              \
-    } while (0)
-
-__attribute__((target("amx-tile,amx-bf16,amx-int8"))) static double peak_tiles(bool int8) {
+__attribute__((target("amx-tile,amx-bf16"))) static double peak_amx(void) {
 #if defined(EMULATE_AMX)
-    (void)int8;
     return NAN;
 #else
     static const unsigned char config[64] __attribute__((aligned(64))) = {
@@ -295,21 +227,15 @@ __attribute__((target("amx-tile,amx-bf16,amx-int8"))) static double peak_tiles(b
     _tile_zero(5);
     double start = now();
     for (int i = 0; i < PEAK_STEPS / 8; i++) {
-        if (int8) FOUR(_tile_dpbssd);
-        else FOUR(_tile_dpbf16ps);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_dpbf16ps(3, 4, 5);
     }
-    double rate = 4.0 * (PEAK_STEPS / 8) * 16 * 16 * (int8 ? 64 : 32) * 2 / (now() - start);
+    double rate = 4.0 * (PEAK_STEPS / 8) * 16 * 16 * 32 * 2 / (now() - start);
     _tile_release();
     return rate;
 #endif
-}
-
-static double peak_amx(void) {
-    return peak_tiles(false);
-}
-
-static double peak_amx8(void) {
-    return peak_tiles(true);
 }
 
 static void *run_peak(void *argument) {
@@ -333,9 +259,7 @@ static double peak_of(peak_loop *loop, int threads) {
 /* The peak of the instruction that a product of this dtype runs on. */
 static double peak(const char *isa, enum dtype dtype, int threads) {
     struct cpu_features f = cpu_features();
-    if (!strcmp(isa, "amx") && dtype == I8) return f.amx ? peak_of(peak_amx8, threads) : NAN;
-    if (dtype == I8) return strncmp(isa, "avx512", 6) || !f.avx512vnni ? NAN : peak_of(peak_vnni, threads);
-    if (!strcmp(isa, "amx") && dtype == BF16) return f.amx ? peak_of(peak_amx, threads) : NAN;
+    if (!strcmp(isa, "amx") && dtype == BF16) return f.amx_bf16 ? peak_of(peak_amx, threads) : NAN;
     if (!strcmp(isa, "avx512bf16") && dtype == BF16) return f.avx512bf16 ? peak_of(peak_bf16, threads) : NAN;
     if (!strcmp(isa, "portable")) return NAN;
     if (!strcmp(isa, "avx2")) return f.avx2_fma ? peak_of(peak_avx2, threads) : NAN;
@@ -382,12 +306,12 @@ static void time_shape(const char *isa, enum dtype dtype, enum dtype weights, in
     static const int rows[] = {1, 16, 54, 256, 1024};
     struct bench b;
     if (!bench_open(&b, isa, dtype, threads, 2048, 7168, 1024)) return;
-    size_t weight_bytes = (size_t)N * (size_t)K * dtype_bytes(dtype == I8 ? I8 : weights);
+    size_t weight_bytes = (size_t)N * (size_t)K * dtype_bytes(weights);
     int copies = (int)(COPIES_BYTES / weight_bytes) + 1;
     struct weight packed[64];
     void *linear = random_array(weights, (size_t)N * (size_t)K, 0.02f, NULL);
     for (int i = 0; i < copies; i++) packed[i] = pack(&b, weights, N, K, linear);
-    void *in = random_array(dtype == F32 ? F32 : BF16, (size_t)1024 * (size_t)K, 1, NULL);
+    void *in = random_array(dtype, (size_t)1024 * (size_t)K, 1, NULL);
     float *out = memory_new(NULL, (size_t)1024 * (size_t)N * 4);
     memset(out, 0, (size_t)1024 * (size_t)N * 4);
     printf("%-11s %-8s x %-8s N %4d K %4d:", isa, dtype_name(dtype), dtype_name(weights), N, K);
@@ -414,9 +338,8 @@ static void time_shape(const char *isa, enum dtype dtype, enum dtype weights, in
 
 static void time_isa(const char *isa, int threads) {
     static const int shapes[][2] = {{2048, 2048}, {7168, 2048}, {2048, 7168}};
-    double top32 = peak(isa, F32, threads), top16 = peak(isa, BF16, threads), top8 = peak(isa, I8, threads);
-    printf("%-11s peak of its instruction: float32 %.0f GF/s, bfloat16 %.0f GF/s, int8 %.0f GF/s\n", isa, 1e-9 * top32,
-           1e-9 * top16, 1e-9 * top8);
+    double top32 = peak(isa, F32, threads), top16 = peak(isa, BF16, threads);
+    printf("%-11s peak of its instruction: float32 %.0f GF/s, bfloat16 %.0f GF/s\n", isa, 1e-9 * top32, 1e-9 * top16);
     for (int i = 0; i < 3; i++) {
         int N = shapes[i][0], K = shapes[i][1];
         if (strcmp(isa, "avx512bf16") && strcmp(isa, "amx")) {
@@ -424,7 +347,6 @@ static void time_isa(const char *isa, int threads) {
             time_shape(isa, F32, BF16, threads, N, K, top32);
         }
         time_shape(isa, BF16, BF16, threads, N, K, top16);
-        time_shape(isa, I8, BF16, threads, N, K, top8);
     }
 }
 
@@ -591,7 +513,6 @@ int main(int argc, char **argv) {
     for (int i = 0; cpu_isa_names[i]; i++) {
         const char *isa = cpu_isa_names[i];
         if (!cpu_isa_available(isa) || (only && strcmp(only, isa))) continue;
-        if (!strcmp(what, "int8")) failures += check_int8(isa, threads);
         if (every || !strcmp(what, "check")) failures += check(isa, threads);
         if (every || !strcmp(what, "time")) time_isa(isa, threads);
         if (every || !strcmp(what, "verbs")) time_verbs(isa, F32, threads), time_verbs(isa, BF16, threads);

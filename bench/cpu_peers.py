@@ -227,7 +227,7 @@ def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> li
     from cpu import Program, apart, sentences
 
     ids = sentences(count, size.V)
-    kind = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}[dtype]
+    kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
 
     def run_llama() -> dict[str, Any]:
         file = path.with_suffix(f".{kind}.gguf")
@@ -239,10 +239,10 @@ def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> li
         write_pth(file, size)
         return apart(rwkv_pip, file, dtype, ids, threads)
 
-    found = [Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True)]
-    if dtype != "int8":
-        found.append(Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True))
-    return found
+    return [
+        Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True),
+        Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True),
+    ]
 
 
 def compare(

@@ -84,6 +84,10 @@ static inline size_t aligned(size_t bytes) {
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+static inline size_t larger_of(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 extern const struct architecture rwkv6, rwkv7;
 
 /* All of them, NULL at the end. */

@@ -85,12 +85,11 @@ void memory_free(struct meter *m, void *p, size_t bytes) {
 }
 
 size_t dtype_bytes(enum dtype t) {
-    return t == F32 ? 4 : t == I8 ? 1 : 2;
+    return t == F32 ? 4 : 2;
 }
 
 const char *dtype_name(enum dtype t) {
-    static const char *const names[] = {"float32", "float16", "bfloat16", "int8"};
-    return names[t];
+    return t == F32 ? "float32" : t == F16 ? "float16" : "bfloat16";
 }
 
 size_t array_count(const struct array *a) {
@@ -150,7 +149,6 @@ void array_to_float(const struct array *a, size_t first, size_t n, float *out) {
     case BF16:
         for (size_t i = 0; i < n; i++) out[i] = bfloat16_to_float(half[i]);
         break;
-    case I8: break;
     }
 }
 

@@ -41,10 +41,6 @@ enum status fail(struct error *e, enum status status, const char *format, ...) P
 bool size_mul(size_t a, size_t b, size_t *out);
 bool size_add(size_t a, size_t b, size_t *out);
 
-static inline size_t larger_of(size_t a, size_t b) {
-    return a > b ? a : b;
-}
-
 /* Bytes held now and the most ever held. Shared by the sessions of a model: changed atomically. */
 struct meter {
     size_t now, peak;
@@ -57,8 +53,8 @@ void meter_sub(struct meter *m, size_t bytes);
 void *memory_new(struct meter *m, size_t bytes);
 void memory_free(struct meter *m, void *p, size_t bytes);
 
-enum dtype { F32, F16, BF16, I8 }; /* I8: of a CPU's products, never of a struct array */
-size_t dtype_bytes(enum dtype t);  /* 4, 2, 2, 1 */
+enum dtype { F32, F16, BF16 };
+size_t dtype_bytes(enum dtype t); /* 4, 2, 2 */
 const char *dtype_name(enum dtype t);
 
 /* A dense row-major array that somebody else owns. */

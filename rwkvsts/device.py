@@ -22,8 +22,8 @@ __all__ = ["CUDA_LIBRARY", "DTYPES", "Choice", "Cuda", "choose", "cuda_library",
 __all__ += ["query_cuda", "threads_here"]
 
 CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
-DTYPES = ("float32", "bfloat16", "float16", "int8")
-DTYPES_IN_C = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}  # enum dtype of csrc/base.h
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPES_IN_C = {"float32": 0, "float16": 1, "bfloat16": 2}  # enum dtype of csrc/base.h
 
 
 @dataclass(frozen=True)
@@ -142,20 +142,13 @@ def parse(device: str) -> int | None:
 
 def choose(device: str, dtype: str, instruction_set: str | None = None) -> Choice:
     """Resolve "auto": CUDA where it can be used; bfloat16 where the hardware multiplies it, else
-    float16 on a GPU and float32 on a CPU. int8 is never chosen; asked for, it means a CPU.
+    float16 on a GPU and float32 on a CPU.
 
     device : "auto", "cpu", "cuda" (the first CUDA device) or "cuda:1", counted from 0
     """
     ordinal = parse(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype={dtype!r}: expected 'auto' or one of {', '.join(DTYPES)}")
-    if dtype == "int8":
-        if ordinal is not None:
-            raise ValueError(
-                f"dtype='int8' with device={device!r}: int8 is for CPUs; use 'bfloat16' or "
-                "'float16', or device='cpu'"
-            )
-        return Choice(None, dtype)
     cuda = None
     if ordinal is not None:
         cuda = query_cuda(ordinal)

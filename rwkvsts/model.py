@@ -131,10 +131,8 @@ class RWKV:
         revision, cache_dir, local_files_only, token : of the hub, as in huggingface_hub
         device : "cpu"; "cuda", or "cuda:1" for another than the first; "auto": CUDA where it can be
             used
-        dtype : "float32", "bfloat16", "float16" (CUDA only), "int8" (CPU only: large products in
-            8 bits, all else as in bfloat16: see docs/SPEED.md for what that costs in accuracy,
-            `rwkvsts info MODEL --accuracy FILE` for what it costs on your texts), or "auto":
-            bfloat16 where the hardware multiplies it
+        dtype : "float32", "bfloat16", "float16" (CUDA only), or "auto": bfloat16 where the hardware
+            multiplies it
         tokenizer : "world"; "gpt2", the paper's; "bytes", an id is a byte; None, for encode_ids
         max_layer : the highest layer that will be asked for; blocks above it are not loaded.
             "default": the one that `encode` takes where none is named
@@ -143,9 +141,8 @@ class RWKV:
             default: the one beside the weights
         threads : of the CPU; default: one a core that this process may use, hyperthreads not
             counted, no more than a container's CPU quota
-        instruction_set : of the CPU: "portable", "avx2", "avxvnni", "avx512", "avx512vnni",
-            "avx512bf16", "amx", each with those before it that the processor has; default: the
-            best there is
+        instruction_set : of the CPU: "portable", "avx2", "avx512", "avx512bf16", "amx"; default:
+            the best there is
         device_memory : bytes of GPU memory to stay within; 0: what is free
 
         Raises

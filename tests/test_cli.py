@@ -471,3 +471,22 @@ def test_info_tells_versions_devices_and_sizes(
     assert facts["numpy"] == np.__version__ and facts["model"] == "made/up"
     assert (facts["n_layer"], facts["n_embd"], facts["revision"]) == ("12", "192", "abc")
     assert {"cpu", "cores", "instruction sets", "cuda", "auto", "python"} <= set(facts)
+
+
+def test_info_prints_what_it_costs_on_ones_own_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("A first sentence.\n\nAnd a second one, of 12 words or so.\n")
+    ask = ["info", "demo", "--accuracy", str(file), "--device", "cpu", "--dtype"]
+    assert cli.main([*ask, "bfloat16"]) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("cpu bfloat16 against float32, cosine over 2 texts")
+    assert [line.split()[0] for line in lines] == [*map(str, range(12)), "final"]
+    lowest = [float(line.split()[1]) for line in lines]
+    assert 0.9999 < min(lowest) < 1
+    assert cli.main([*ask, "float32"]) == 1
+    assert "give --dtype" in capsys.readouterr().err
+    file.write_text("\n \n")
+    assert cli.main([*ask, "bfloat16"]) == 1
+    assert "no text" in capsys.readouterr().err

@@ -19,7 +19,6 @@ from tinymodel import error, load, random_ids, random_weights
 from rwkvsts import DeviceError, _core
 
 FEATURES = _core.cpu_features()
-# avxvnni and avx512vnni add int8 products alone: tests/test_int8.py
 SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 BFLOAT16_ERROR = (2 * (1 - 0.9995)) ** 0.5  # a row off by so much, any way, has a cosine of 0.9995
@@ -139,7 +138,7 @@ def test_auto_takes_bfloat16_only_where_it_is_an_instruction(tmp_path: Path) -> 
 
 def test_a_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
     weights = random_weights(1)
-    with pytest.raises(ValueError, match="expected portable, avx2, .*, avx512bf16 or amx"):
+    with pytest.raises(ValueError, match="expected portable, avx2, avx512, avx512bf16 or amx"):
         load(tmp_path, weights, instruction_set="mmx")
     for name in SETS[1:]:
         if not FEATURES[name]:

@@ -1,4 +1,4 @@
-/* AMX: eight tile registers of 16 rows by 64 bytes; TDPBF16PS and, of int8, TDPBSSD multiply two into a third.
+/* AMX-BF16: eight tile registers of 16 rows by 64 bytes; TDPBF16PS multiplies two into a third.
  *
  * A tile of rows is 32 by one panel: four sums (0..3), two inputs (4, 5), two weights (6, 7), so each load feeds two
  * products. The second-level cache gives a line in the time a product wants one: block sizes keep the inputs there, a
@@ -11,12 +11,12 @@
 #include EMULATE_AMX /* bench/amx_model.h */
 #define TARGET "avx512f"
 #else
-#define TARGET "amx-tile,amx-bf16,amx-int8"
+#define TARGET "amx-tile,amx-bf16"
 #endif
 
 #include "target_begin.h"
 
-enum { TILE_ROWS = 32, LINE = 64, TILE_BYTES = 16 * LINE };
+enum { TILE_ROWS = 32, K_STEP = 32, LINE = 64, TILE_BYTES = 16 * LINE };
 enum { WEIGHT_STRIDE = PANEL * 4, SUM_STRIDE = PANEL * 4 };
 
 /* Static: gcc 12 believes that the instruction reads 8 bytes of its operand, and drops stores to one on the stack. */
@@ -33,52 +33,38 @@ static void leave(void) {
     _tile_release();
 }
 
-#define AMX_FN static inline __attribute__((always_inline))
-
-/* A step takes a line of each input's and each output's row: 32 numbers of bfloat16 or 64 of int8. */
-AMX_FN int steps_of(const struct tile *t, bool int8) {
-    return t->k / (int8 ? LINE : LINE / 2);
-}
-
 /* Whole lines that each of a call's steps fetches. */
-AMX_FN size_t lines_a_step(const struct tile *t, bool int8) {
-    return t->soon_bytes / (size_t)steps_of(t, int8) / LINE;
+static size_t lines_a_step(const struct tile *t) {
+    return t->soon_bytes / ((size_t)t->k / K_STEP) / LINE;
 }
-
-/* The instructions want constants for registers. */
-#define MULTIPLY(sum, a, w)                                                                                            \
-    do {                                                                                                               \
-        if (int8) _tile_dpbssd(sum, a, w);                                                                             \
-        else _tile_dpbf16ps(sum, a, w);                                                                                \
-    } while (0)
 
 /* Half a step's weights into the first-level cache, two steps before their turn: a tile's load waits for each line. */
-AMX_FN void fetch_weights(const char *w) {
+static inline __attribute__((always_inline)) void fetch_weights(const char *w) {
     for (size_t i = 0; i < TILE_BYTES; i += LINE) _mm_prefetch(w + 4 * TILE_BYTES + i, _MM_HINT_T0);
 }
 
-AMX_FN const char *fetch(const char *soon, size_t lines) {
+static inline __attribute__((always_inline)) const char *fetch(const char *soon, size_t lines) {
     for (size_t i = 0; i < lines; i++, soon += LINE) _mm_prefetch(soon, _MM_HINT_T1);
     return soon;
 }
 
 /* Sixteen rows or fewer: one tile of inputs against two of weights. */
-AMX_FN void tile_low(const struct tile *t, bool int8) {
+static void tile_low(const struct tile *t) {
     const char *a = t->a, *w = t->w, *soon = t->soon;
-    size_t lines = lines_a_step(t, int8);
+    size_t lines = lines_a_step(t);
     _tile_zero(0);
     _tile_zero(1);
     if (!t->first) {
         _tile_loadd(0, t->c, SUM_STRIDE);
         _tile_loadd(1, t->c + 16, SUM_STRIDE);
     }
-    for (int step = steps_of(t, int8); step; step--) {
+    for (int step = 0; step < t->k; step += K_STEP) {
         _tile_stream_loadd(4, a, LINE);
         _tile_loadd(6, w, WEIGHT_STRIDE);
-        MULTIPLY(0, 4, 6);
+        _tile_dpbf16ps(0, 4, 6);
         soon = fetch(soon, lines);
         _tile_loadd(7, w + LINE, WEIGHT_STRIDE);
-        MULTIPLY(1, 4, 7);
+        _tile_dpbf16ps(1, 4, 7);
         a += 2 * TILE_BYTES;
         w += 2 * TILE_BYTES;
     }
@@ -87,9 +73,9 @@ AMX_FN void tile_low(const struct tile *t, bool int8) {
 }
 
 /* Inputs are read past the first-level cache, which is for the weights: all tiles of rows come back to those. */
-AMX_FN void tile_full(const struct tile *t, bool int8) {
+static void tile_full(const struct tile *t) {
     const char *a = t->a, *w = t->w, *soon = t->soon;
-    size_t lines = lines_a_step(t, int8);
+    size_t lines = lines_a_step(t);
     float *high = t->c, *low = high + 16 * PANEL;
     _tile_zero(0);
     _tile_zero(1);
@@ -101,18 +87,18 @@ AMX_FN void tile_full(const struct tile *t, bool int8) {
         _tile_loadd(2, low, SUM_STRIDE);
         _tile_loadd(3, low + 16, SUM_STRIDE);
     }
-    for (int step = steps_of(t, int8); step; step--) {
+    for (int step = 0; step < t->k; step += K_STEP) {
         _tile_stream_loadd(4, a, LINE);
         _tile_loadd(6, w, WEIGHT_STRIDE);
-        MULTIPLY(0, 4, 6);
+        _tile_dpbf16ps(0, 4, 6);
         soon = fetch(soon, lines);
         fetch_weights(w);
         _tile_loadd(7, w + LINE, WEIGHT_STRIDE);
-        MULTIPLY(1, 4, 7);
+        _tile_dpbf16ps(1, 4, 7);
         _tile_stream_loadd(5, a + TILE_BYTES, LINE);
-        MULTIPLY(2, 5, 6);
+        _tile_dpbf16ps(2, 5, 6);
         fetch_weights(w + TILE_BYTES);
-        MULTIPLY(3, 5, 7);
+        _tile_dpbf16ps(3, 5, 7);
         a += 2 * TILE_BYTES;
         w += 2 * TILE_BYTES;
     }
@@ -122,39 +108,21 @@ AMX_FN void tile_full(const struct tile *t, bool int8) {
     _tile_stored(3, low + 16, SUM_STRIDE);
 }
 
-static void tile_bf16(const struct tile *t) {
-    if (t->m <= 16) tile_low(t, false);
-    else tile_full(t, false);
-}
-
-static void tile_int8(const struct tile *t) {
-    if (t->m <= 16) tile_low(t, true);
-    else tile_full(t, true);
+static void tile_amx(const struct tile *t) {
+    if (t->m <= 16) tile_low(t);
+    else tile_full(t);
 }
 
 void kernels_amx(struct kernels *k) {
     k->bf16 = (struct tile_product){
         .layout = PACKED_TILES,
         .tile_rows = TILE_ROWS,
-        .k_step = LINE / 2,
+        .k_step = K_STEP,
         .k_block = 2048,
         .k_chunk = 512,
-        .run = {NULL, tile_bf16},
+        .run = {NULL, tile_amx},
         .enter = enter,
         .leave = leave,
-    };
-    struct int8_kernels kept = k->int8.int8; /* numbers to int8 and back as the level below does it */
-    kept.offset = 0;
-    k->int8 = (struct tile_product){
-        .layout = PACKED_TILES8,
-        .tile_rows = TILE_ROWS,
-        .k_step = LINE,
-        .k_block = 4096,
-        .k_chunk = 1024,
-        .run = {tile_int8, NULL},
-        .enter = enter,
-        .leave = leave,
-        .int8 = kept,
     };
 }
 

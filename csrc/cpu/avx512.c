@@ -11,7 +11,6 @@
 #define LANES 16
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define NARROW(u) ((hvec)_mm512_cvtepi32_epi16((__m512i)(u)))
-#define NARROW8(i) ((bvec)_mm512_cvtepi32_epi8((__m512i)(i)))
 #define STREAM(p, v) _mm512_stream_ps(p, (__m512)(v))
 #define WKV_VECTORS 4
 #define TILE_ROWS 12
@@ -24,27 +23,17 @@
     TILE_CASE(5)                                                                                                       \
     TILE_CASE(6)                                                                                                       \
     TILE_CASE(7) TILE_CASE(8) TILE_CASE(9) TILE_CASE(10) TILE_CASE(11) TILE_CASE(12)
-/* int8 as pairs of 16 bits, as in avx2.c. */
-#define INPUTS PACKED_QUADS16
-#define PARTS 2
-#define PART(quads, part)                                                                                              \
-    ((ivec)((part) ? _mm512_srai_epi16((__m512i)(quads), 8)                                                            \
-                   : _mm512_srai_epi16(_mm512_slli_epi16((__m512i)(quads), 8), 8)))
-#define DOT(sum, a, w) ((sum) + (ivec)_mm512_madd_epi16((__m512i)(a), (__m512i)(w)))
 
 #include "vector.h"
 #include "rows_body.h"
 #include "wkv_body.h"
 #include "wkv7_body.h"
 #include "tile_body.h"
-#include "quantise_body.h"
-#include "tile8_body.h"
 #include "table_body.h"
 
 void kernels_avx512(struct kernels *k) {
     fill_rows(k);
     fill_products(k);
-    fill_int8(k, &(struct int8_kernels){quantise, dequantise, 0});
 }
 
 #include "target_end.h"

@@ -17,32 +17,26 @@ static const struct {
     {"portable", "nothing", kernels_portable},
 #if defined(__x86_64__)
     {"avx2", "AVX2 and FMA", kernels_avx2},
-    {"avxvnni", "AVX-VNNI", kernels_avxvnni},
     {"avx512", "AVX-512 F, BW, DQ and VL", kernels_avx512},
-    {"avx512vnni", "AVX512-VNNI", kernels_avx512vnni},
     {"avx512bf16", "AVX512-BF16", kernels_avx512bf16},
-    {"amx", "AMX-TILE, AMX-BF16 and AMX-INT8, and a system that permits them", kernels_amx},
+    {"amx", "AMX-TILE and AMX-BF16, and a system that permits them", kernels_amx},
 #endif
 };
 
 enum { LEVELS = sizeof levels / sizeof levels[0] };
 
-/* Fills the table from the portable kernels upward, as far as `isa` or, without one, the processor goes. A level that the
- * processor lacks below one that it has is left out. */
+/* Fills the table from the portable kernels upward, as far as `isa` or, without one, the processor goes. */
 static enum status choose_kernels(const char *isa, struct kernels *k, const char **chosen, struct error *e) {
     int top = -1;
     for (int i = 0; i < LEVELS; i++)
         if (isa ? !strcmp(isa, levels[i].name) : cpu_isa_available(levels[i].name)) top = i;
     if (top < 0)
-        return fail(e, BAD_INPUT,
-                    "instruction set \"%s\": expected portable, avx2, avxvnni, avx512, avx512vnni, avx512bf16 or amx",
-                    isa);
+        return fail(e, BAD_INPUT, "instruction set \"%s\": expected portable, avx2, avx512, avx512bf16 or amx", isa);
     if (!cpu_isa_available(levels[top].name))
         return fail(e, DEVICE_FAILED,
                     "instruction set \"%s\" needs %s, which this processor does not offer; leave it out", isa,
                     levels[top].needs);
-    for (int i = 0; i <= top; i++)
-        if (cpu_isa_available(levels[i].name)) levels[i].fill(k);
+    for (int i = 0; i <= top; i++) levels[i].fill(k);
     *chosen = levels[top].name;
     return OK;
 }
@@ -69,7 +63,7 @@ static enum status device_open(const struct dims *dims, const struct product_kin
     *out = NULL;
     if (options->dtype == F16)
         return fail(e, BAD_INPUT,
-                    "dtype float16 on a CPU: expected float32, bfloat16 or int8 (float16 weights load into all)");
+                    "dtype float16 on a CPU: expected float32 or bfloat16 (float16 weights load into both)");
     if (options->threads < 1 || options->threads > 1024)
         return fail(e, BAD_INPUT, "%d threads: expected 1 .. 1024", options->threads);
     if (dims->N > MAX_HEAD) return fail(e, BAD_INPUT, "head size %d: expected at most %d", dims->N, MAX_HEAD);
@@ -81,11 +75,10 @@ static enum status device_open(const struct dims *dims, const struct product_kin
         return e->status;
     }
     dev->dims = *dims;
-    dev->in = options->dtype == F32 ? F32 : BF16;
+    dev->dtype = options->dtype;
     dev->threads = options->threads;
-    dev->product = dev->in == BF16 ? &dev->kernels.bf16 : &dev->kernels.f32;
-    dev->linear = options->dtype == I8 ? &dev->kernels.int8 : dev->product;
-    dev->tiled = dev->linear->layout == PACKED_TILES && all_tiled(dims);
+    dev->product = dev->dtype == BF16 ? &dev->kernels.bf16 : &dev->kernels.f32;
+    dev->tiled = dev->product->layout == PACKED_TILES && all_tiled(dims);
     dev->meter = meter;
     snprintf(dev->name, sizeof dev->name, "cpu %s, %d thread%s", isa, dev->threads, dev->threads > 1 ? "s" : "");
     *out = dev;
@@ -106,7 +99,7 @@ static int device_grain(const struct device *dev) {
 }
 
 static size_t device_in_bytes(const struct device *dev) {
-    return dtype_bytes(dev->in);
+    return dtype_bytes(dev->dtype);
 }
 
 static size_t device_out_bytes(const struct device *dev) {
@@ -118,7 +111,7 @@ static size_t device_out_bytes(const struct device *dev) {
 static int device_rows(struct device *dev, size_t bytes_per_row, size_t bytes_fixed) {
     (void)bytes_per_row;
     (void)bytes_fixed;
-    return dev->linear->layout == PACKED_TILES ? 2048 : 1024;
+    return dev->product->layout == PACKED_TILES ? 2048 : 1024;
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------- */
@@ -149,8 +142,7 @@ static void unpack_table(struct device *dev, struct weight *w) {
 static enum status device_pack(struct device *dev, enum role role, const struct array *a, struct weight *out,
                                struct error *e) {
     if (role == TABLE) return pack_table(dev, a, out, e);
-    if (role == LINEAR) return gemm_pack_weight(dev->linear, dev->in, role, a, dev->meter, out, e);
-    if (role != VECTOR) return gemm_pack_weight(dev->product, dev->in, role, a, dev->meter, out, e);
+    if (role != VECTOR) return gemm_pack_weight(dev->product, dev->dtype, role, a, dev->meter, out, e);
     size_t n = array_count(a);
     float *p = memory_new(dev->meter, n * sizeof *p);
     if (!p) return fail(e, NO_MEMORY, "no memory for a vector of %zu numbers", n);
@@ -205,7 +197,7 @@ static void *cut(char *slab, size_t *used, size_t bytes) {
 
 static size_t slice_scratch(const struct device *dev, char *slab, struct thread_scratch *s) {
     const struct dims *d = &dev->dims;
-    size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->in);
+    size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->dtype);
     int rank = widest_rank(d);
     s->normal = cut(slab, &used, (ITEM_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
     s->d = cut(slab, &used, ITEM_ROWS * (C + SHIFT_PAD) * sizeof(float));
@@ -214,22 +206,14 @@ static size_t slice_scratch(const struct device *dev, char *slab, struct thread_
     s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C > rank ? d->C : rank));
     s->packed_z = cut(slab, &used, MOST_MIXES * gemm_input_bytes(dev->product, ITEM_ROWS, rank));
     s->state = cut(slab, &used, (size_t)d->N * (size_t)wkv_padded(d->N) * sizeof(float));
-    s->products =
-        cut(slab, &used,
-            larger_of(gemm_scratch_bytes(dev->product, ROW_BLOCK), gemm_scratch_bytes(dev->linear, ROW_BLOCK)));
+    s->products = cut(slab, &used, gemm_scratch_bytes(dev->product, ROW_BLOCK));
     return used;
-}
-
-/* Inputs of five products from C, or of one from F. */
-static size_t packed_inputs(const struct device *dev, int rows) {
-    size_t five = 5 * larger_of(gemm_input_bytes(dev->product, rows, dev->dims.C),
-                                gemm_input_bytes(dev->linear, rows, dev->dims.C));
-    return larger_of(five, gemm_input_bytes(dev->linear, rows, dev->dims.F));
 }
 
 static enum status worker_memory(struct worker *w, struct error *e) {
     const struct device *dev = w->dev;
     size_t C = (size_t)dev->dims.C, threads = (size_t)dev->threads, each;
+    int widest = 5 * dev->dims.C > dev->dims.F ? 5 * dev->dims.C : dev->dims.F;
     void *p = NULL;
     TRY(worker_alloc(w, (size_t)w->rows * sizeof *w->piece, &p, e));
     w->piece = p;
@@ -239,7 +223,9 @@ static enum status worker_memory(struct worker *w, struct error *e) {
         TRY(worker_alloc(w, (size_t)w->columns * C * sizeof(float), &p, e));
         w->carry[i] = p;
     }
-    if (!dev->tiled) w->packed_bytes = packed_inputs(dev, w->rows);
+    if (!dev->tiled)
+        w->packed_bytes = gemm_input_bytes(dev->product, w->rows, widest) +
+                          gemm_input_bytes(dev->product, w->rows, 5 * dev->product->k_step);
     TRY(worker_alloc(w, w->packed_bytes, &p, e));
     w->packed = p;
     TRY(worker_alloc(w, threads * sizeof *w->scratch, &p, e));

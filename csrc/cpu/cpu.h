@@ -7,7 +7,7 @@
 /* True where both the processor has the instructions and the operating system saves their registers. Model names
  * and numbers are never looked at: hypervisors report those of other generations. */
 struct cpu_features {
-    bool avx2_fma, avxvnni, avx512, avx512vnni, avx512bf16, amx; /* amx: AMX-BF16 and AMX-INT8 */
+    bool avx2_fma, avx512, avx512bf16, amx_bf16;
 };
 struct cpu_features cpu_features(void);
 

@@ -11,7 +11,7 @@
 #endif
 #endif
 
-const char *const cpu_isa_names[] = {"amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "portable", NULL};
+const char *const cpu_isa_names[] = {"amx", "avx512bf16", "avx512", "avx2", "portable", NULL};
 
 #if defined(__x86_64__)
 
@@ -36,24 +36,21 @@ static bool all(unsigned word, unsigned bits) {
 }
 
 struct cpu_features cpu_features(void) {
-    struct cpu_features f = {0};
+    struct cpu_features f = {false, false, false, false};
     unsigned a, b, c, d, sub_a, sub_b, sub_c, sub_d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !all(c, bit_OSXSAVE | bit_FMA | bit_AVX | bit_F16C)) return f;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
     if (!__get_cpuid_count(7, 1, &sub_a, &sub_b, &sub_c, &sub_d)) sub_a = 0;
     enum { YMM = 0x6, ZMM = 0xe6, TILES = 0x60000 };
-    enum { SUB_AVXVNNI = 1 << 4, SUB_AVX512BF16 = 1 << 5 };
-    enum { AMX = 1 << 22 | 1 << 24 | 1 << 25 }; /* bfloat16, tiles, int8 */
+    enum { SUB_AVX512BF16 = 1 << 5, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
     uint64_t saved = saved_registers();
     f.avx2_fma = (saved & YMM) == YMM && all(b, bit_AVX2);
-    f.avxvnni = f.avx2_fma && all(sub_a, SUB_AVXVNNI);
     f.avx512 = f.avx2_fma && (saved & ZMM) == ZMM && all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
-    f.avx512vnni = f.avx512 && all(c, bit_AVX512VNNI);
     f.avx512bf16 = f.avx512 && all(sub_a, SUB_AVX512BF16);
 #if defined(EMULATE_AMX)
-    f.amx = f.avx512bf16; /* the workshop's model of the tiles stands in */
+    f.amx_bf16 = f.avx512bf16; /* the workshop's model of the tiles stands in */
 #else
-    f.amx = f.avx512bf16 && (saved & TILES) == TILES && all(d, AMX) && amx_permitted();
+    f.amx_bf16 = f.avx512bf16 && (saved & TILES) == TILES && all(d, AMX_BF16 | AMX_TILE) && amx_permitted();
 #endif
     return f;
 }
@@ -61,18 +58,16 @@ struct cpu_features cpu_features(void) {
 #else
 
 struct cpu_features cpu_features(void) {
-    return (struct cpu_features){0};
+    return (struct cpu_features){false, false, false, false};
 }
 
 #endif
 
 bool cpu_isa_available(const char *name) {
     struct cpu_features f = cpu_features();
-    if (!strcmp(name, "amx")) return f.amx;
+    if (!strcmp(name, "amx")) return f.amx_bf16;
     if (!strcmp(name, "avx512bf16")) return f.avx512bf16;
-    if (!strcmp(name, "avx512vnni")) return f.avx512vnni;
     if (!strcmp(name, "avx512")) return f.avx512;
-    if (!strcmp(name, "avxvnni")) return f.avxvnni;
     if (!strcmp(name, "avx2")) return f.avx2_fma;
     return !strcmp(name, "portable");
 }

@@ -40,23 +40,7 @@ static void gather_panel(const struct array *a, enum role role, const struct pac
     }
 }
 
-/* The same of a LINEAR array as int8, with the outputs' scales and what each sum will have in excess. */
-static void quantise_panel(const struct array *a, const struct packed *p, int first, float *line, int8_t *rows) {
-    const struct int8_kernels *int8 = &p->product->int8;
-    size_t stride = (size_t)p->k_padded, n = (size_t)least(PANEL, p->n - first);
-    memset(rows, 0, PANEL * stride);
-    for (size_t j = 0; j < n; j++, rows += stride) {
-        size_t output = (size_t)first + j;
-        array_to_float(a, output * (size_t)p->k, (size_t)p->k, line);
-        p->scale[output] = int8->quantise(p->k, p->k_padded, NULL, line, rows) / TURN;
-        int32_t sum = 0;
-        for (size_t i = 0; i < stride; i++) sum += rows[i];
-        p->excess[output] = sum * int8->offset;
-    }
-}
-
-/* rows [PANEL][words] -> panel [words][PANEL]; a word is 4 bytes: a float, a pair of bfloat16 or a quad of
- * int8. Sixteen words are a line. */
+/* rows [PANEL][words] -> panel [words][PANEL]; a word is 4 bytes: a float or a pair of bfloat16. Sixteen words are a line. */
 static void transpose_panel(const unsigned char *rows, size_t words, unsigned char *panel) {
     enum { WORD = 4 };
     for (size_t first = 0; first < words; first += 16) {
@@ -67,73 +51,37 @@ static void transpose_panel(const unsigned char *rows, size_t words, unsigned ch
     }
 }
 
-static size_t data_bytes(const struct packed *p) {
-    return (size_t)p->g * (size_t)p->panels * p->panel_bytes;
-}
-
-/* Of scales or of excesses, which only int8 has. */
-static size_t column_bytes(const struct packed *p) {
-    return p->dtype == I8 ? (size_t)p->panels * PANEL * sizeof(float) : 0;
-}
-
-static void packed_free(struct meter *meter, struct packed *p) {
-    memory_free(meter, p->data, data_bytes(p));
-    memory_free(meter, p->scale, column_bytes(p));
-    memory_free(meter, p->excess, column_bytes(p));
-}
-
-static enum status packed_new(struct meter *meter, struct packed *p, struct error *e) {
-    size_t columns = column_bytes(p);
-    p->data = memory_new(meter, data_bytes(p));
-    if (columns) {
-        p->scale = memory_new(meter, columns);
-        p->excess = memory_new(meter, columns);
-        if (p->scale && p->excess) memset(p->scale, 0, columns), memset(p->excess, 0, columns);
-    }
-    if (p->data && (!columns || (p->scale && p->excess))) return OK;
-    packed_free(meter, p);
-    return fail(e, NO_MEMORY, "no memory to pack a weight of %zu bytes", data_bytes(p));
-}
-
-static enum dtype packed_dtype(const struct tile_product *product, enum dtype in, const struct array *a) {
-    if (product->int8.quantise) return I8;
-    return in == BF16 || a->dtype == BF16 ? BF16 : F32;
-}
-
 enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, enum role role, const struct array *a,
                              struct meter *meter, struct weight *out, struct error *e) {
     int64_t last = a->shape[a->ndim - 1], before = a->shape[a->ndim - 2];
-    struct packed head = {.product = product,
-                          .dtype = packed_dtype(product, in, a),
+    struct packed head = {.dtype = in == BF16 || a->dtype == BF16 ? BF16 : F32,
                           .g = role == LORA_UP && a->ndim == 3 ? (int)a->shape[0] : 1,
                           .n = (int)(role == LINEAR ? before : last),
                           .k = (int)(role == LINEAR ? last : before)};
     head.k_padded = round_up(head.k, product->k_step);
     head.panels = round_up(head.n, PANEL) / PANEL;
     head.panel_bytes = (size_t)head.k_padded * PANEL * dtype_bytes(head.dtype);
-    if (head.dtype == I8 && head.k > MOST_INT8_INPUTS)
-        return fail(e, BAD_INPUT, "a weight of %d inputs: int8 takes at most %d; use bfloat16", head.k,
-                    MOST_INT8_INPUTS);
-    size_t line_bytes = (size_t)(head.k_padded > PANEL ? head.k_padded : PANEL) * sizeof(float);
+    size_t bytes = (size_t)head.g * (size_t)head.panels * head.panel_bytes;
+    size_t line_bytes = (size_t)(head.k > PANEL ? head.k : PANEL) * sizeof(float);
     struct packed *p = memory_new(NULL, sizeof *p);
+    head.data = memory_new(meter, bytes);
     float *line = memory_new(NULL, line_bytes);
     unsigned char *rows = memory_new(NULL, head.panel_bytes);
-    enum status status = p && line && rows ? packed_new(meter, &head, e)
-                                           : fail(e, NO_MEMORY, "no memory to pack a weight of %d inputs", head.k);
-    if (status != OK) {
+    enum status status = OK;
+    if (!p || !head.data || !line || !rows) {
         memory_free(NULL, p, sizeof *p);
+        memory_free(meter, head.data, bytes);
+        status = fail(e, NO_MEMORY, "no memory to pack a weight of %zu bytes", bytes);
         goto done;
     }
     *p = head;
     for (int g = 0; g < p->g; g++)
         for (int panel = 0; panel < p->panels; panel++) {
-            if (p->dtype == I8) quantise_panel(a, p, panel * PANEL, line, (int8_t *)rows);
-            else gather_panel(a, role, p, g, panel * PANEL, line, rows);
+            gather_panel(a, role, p, g, panel * PANEL, line, rows);
             transpose_panel(rows, p->panel_bytes / PANEL / 4,
                             p->data + (size_t)(g * p->panels + panel) * p->panel_bytes);
         }
-    *out = (struct weight){
-        .data = p, .bytes = data_bytes(p) + 2 * column_bytes(p), .role = role, .g = p->g, .n = p->n, .k = p->k};
+    *out = (struct weight){.data = p, .bytes = bytes, .role = role, .g = p->g, .n = p->n, .k = p->k};
 done:
     memory_free(NULL, line, line_bytes);
     memory_free(NULL, rows, head.panel_bytes);
@@ -142,26 +90,18 @@ done:
 
 void gemm_unpack_weight(struct meter *meter, struct weight *w) {
     struct packed *p = w->data;
-    packed_free(meter, p);
+    memory_free(meter, p->data, w->bytes);
     memory_free(NULL, p, sizeof *p);
 }
 
 /* ---- inputs ------------------------------------------------------------------------------------------------- */
 
 static size_t input_element(const struct tile_product *product) {
-    static const unsigned char bytes[] = {[PACKED_F32] = 4,    [PACKED_PAIRS] = 2,  [PACKED_TILES] = 2,
-                                          [PACKED_TILES8] = 1, [PACKED_QUADS8] = 1, [PACKED_QUADS16] = 2};
-    return bytes[product->layout];
-}
-
-static size_t scales_bytes(const struct tile_product *product) {
-    return product->int8.quantise ? ROW_SCALES * sizeof(float) : 0;
+    return product->layout == PACKED_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
 size_t gemm_input_bytes(const struct tile_product *product, int rows, int k) {
-    size_t tiles = (size_t)(round_up(rows, product->tile_rows) / product->tile_rows);
-    size_t elements = (size_t)product->tile_rows * (size_t)round_up(k, product->k_step);
-    return tiles * (elements * input_element(product) + scales_bytes(product));
+    return (size_t)round_up(rows, product->tile_rows) * (size_t)round_up(k, product->k_step) * input_element(product);
 }
 
 /* Elements k of one row to their places, tile_rows elements apart or, as tiles, 32 at a time. */
@@ -199,7 +139,6 @@ static void pack_tile(const struct tile_product *product, bool bf16, const char 
             break;
         case PACKED_PAIRS: pack_pairs(row, k, tile_rows, (uint16_t *)(void *)to + 2 * i); break;
         case PACKED_TILES: pack_tiles(row, k, tile_rows, (uint16_t *)(void *)to + 32 * i); break;
-        default: break; /* int8: gemm_quantise_input */
         }
     }
 }
@@ -215,40 +154,6 @@ void gemm_pack_input(const struct tile_product *product, bool bf16, const void *
             pack_tile(product, bf16, (const char *)in + (size_t)row * stride_bytes, stride_bytes,
                       least(tile_rows, rows - row), first, least(CHUNK, k - first),
                       (char *)out + (size_t)(row / tile_rows) * tile_bytes);
-}
-
-/* One row's k bytes to their places in a tile, of which it is row i. */
-static void place_bytes(const struct tile_product *product, const int8_t *in, size_t k, size_t i, char *tile) {
-    enum { QUAD = 4, LINE = 64 };
-    size_t rows = (size_t)product->tile_rows;
-    if (product->layout == PACKED_TILES8) {
-        for (size_t at = 0; at < k; at += LINE) memcpy(tile + at * rows + i * LINE, in + at, LINE);
-    } else if (product->layout == PACKED_QUADS8) {
-        for (size_t at = 0; at < k; at += QUAD) {
-            uint32_t quad;
-            memcpy(&quad, in + at, QUAD);
-            quad ^= 0x80808080; /* 128 more, unsigned */
-            memcpy(tile + at * rows + i * QUAD, &quad, QUAD);
-        }
-    } else {
-        for (size_t at = 0; at < k; at += QUAD) {
-            const int16_t quad[QUAD] = {in[at], in[at + 2], in[at + 1], in[at + 3]};
-            memcpy(tile + 2 * (at * rows + i * QUAD), quad, sizeof quad);
-        }
-    }
-}
-
-void gemm_quantise_input(const struct tile_product *product, const uint16_t *in, size_t stride, int rows, int k,
-                         float *room, void *out) {
-    int k_padded = round_up(k, product->k_step);
-    size_t tile_rows = (size_t)product->tile_rows, tile_bytes = gemm_input_bytes(product, product->tile_rows, k);
-    int8_t *bytes = (int8_t *)(room + k_padded);
-    for (size_t row = 0; row < (size_t)rows; row++) {
-        char *tile = (char *)out + row / tile_rows * tile_bytes;
-        float *scales = (float *)(void *)(tile + tile_bytes - scales_bytes(product));
-        scales[row % tile_rows] = product->int8.quantise(k, k_padded, in + row * stride, room, bytes);
-        place_bytes(product, bytes, (size_t)k_padded, row % tile_rows, tile);
-    }
 }
 
 /* ---- product ------------------------------------------------------------------------------------------------ */
@@ -267,7 +172,7 @@ size_t gemm_scratch_bytes(const struct tile_product *product, int rows) {
 
 /* A walk over a part: a chunk of inputs of a panel, the next chunks of its block, the next panel, the next block. */
 struct walk {
-    const struct tile_product *product; /* the weight's */
+    const struct tile_product *product;
     const struct gemm_part *part;
     float *sums, *widened; /* widened: NULL where the kernel reads the weights as they are */
     int tiles, k_block, k_chunk;
@@ -339,21 +244,6 @@ static void fetch_out(const struct finish *f, int from, int to, size_t row, size
     }
 }
 
-/* A panel's last sums of one tile of rows: to numbers, then to where they belong. */
-static void finish_sums(const struct walk *at, finish_kernel *apply, const struct finish *finish, int tile,
-                        const struct tile *t) {
-    const struct gemm_part *part = at->part;
-    const struct packed *w = part->weight;
-    int column = (part->panel + at->panel) * PANEL;
-    if (w->dtype == I8) {
-        const char *end = (const char *)part->in.p + (size_t)(tile + 1) * part->in.tile_bytes;
-        const float *scales = (const float *)(const void *)(end - scales_bytes(at->product));
-        at->product->int8.dequantise(t->m, scales, w->scale + column, w->excess + column, t->c);
-    }
-    apply(finish, t->m, least(PANEL, w->n - column), part->row + (size_t)(tile * at->product->tile_rows),
-          (size_t)column, t->c);
-}
-
 /* All rows of a part times one panel's chunk of inputs. */
 static void gemm_chunk(const struct walk *at, finish_kernel *apply, const struct finish *finish) {
     const struct gemm_part *part = at->part;
@@ -378,15 +268,15 @@ static void gemm_chunk(const struct walk *at, finish_kernel *apply, const struct
             fetch_out(finish, t.m * chunk / chunks, t.m * (chunk + 1) / chunks, part->row + (size_t)first,
                       (size_t)column);
         run(&t);
-        if (at->k + t.k == w->k_padded) finish_sums(at, apply, finish, i, &t);
+        if (at->k + t.k == w->k_padded)
+            apply(finish, t.m, least(PANEL, w->n - column), part->row + (size_t)first, (size_t)column, t.c);
     }
 }
 
 /* Sums wait in memory between chunks and blocks, which keeps their order: ascending k, whatever the blocking. A few rows
  * stay in the cache as they are: then a panel is one long read, which memory likes best. */
-static void gemm_panels(finish_kernel *apply, const struct gemm_part *part, const struct finish *finish,
-                        float *scratch) {
-    const struct tile_product *product = part->weight->product;
+static void gemm_panels(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                        const struct finish *finish, float *scratch) {
     bool few = part->rows <= FEW_ROWS;
     struct walk at = {.product = product, .part = part, .sums = scratch, .k_chunk = product->k_chunk};
     at.tiles = round_up(part->rows, product->tile_rows) / product->tile_rows;
@@ -396,11 +286,12 @@ static void gemm_panels(finish_kernel *apply, const struct gemm_part *part, cons
     for (; !walk_ended(&at); walk_on(&at)) gemm_chunk(&at, apply, finish);
 }
 
-void gemm_block(finish_kernel *apply, const struct gemm_part *part, const struct finish *finish, float *scratch) {
+void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                const struct finish *finish, float *scratch) {
     for (int j = 0; j < part->panels; j += PANEL_BLOCK) {
         struct gemm_part few = *part;
         few.panel += j;
         few.panels = least(PANEL_BLOCK, part->panels - j);
-        gemm_panels(apply, &few, finish, scratch);
+        gemm_panels(product, apply, &few, finish, scratch);
     }
 }

@@ -10,24 +10,17 @@
 /* What weight.data points to for a weight that enters products. The numbers lie apart: 64 bytes in front of them would
  * cost most matrices a huge page, as their sizes are multiples of one. */
 struct packed {
-    const struct tile_product *product; /* that it is packed for */
     enum dtype dtype;
     int g, n, k;          /* groups, outputs, inputs */
     int k_padded, panels; /* a group's */
     size_t panel_bytes;
     unsigned char *data;
-    float *scale;    /* I8: [panels * PANEL], with the share of TURN */
-    int32_t *excess; /* I8: likewise, see int8_kernels */
 };
-
-/* int8: sums of 127 * 127 stay below 2^31, and a row's floats and bytes find room in gemm_block's scratch. */
-enum { MOST_INT8_INPUTS = 65536 };
 
 enum { ROW_BLOCK = 256, PANEL_BLOCK = 16, FEW_ROWS = 64 };
 
 /* Packs a LINEAR, LORA_DOWN or LORA_UP array for a device whose products read `in` type. bfloat16 weights stay bfloat16
- * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. For a product of int8
- * weights are turned and quantised, an output at a time. */
+ * even under float32 inputs: widened in the kernel they are the same numbers at half the traffic. */
 enum status gemm_pack_weight(const struct tile_product *product, enum dtype in, enum role role, const struct array *a,
                              struct meter *meter, struct weight *out, struct error *e);
 
@@ -43,10 +36,6 @@ size_t gemm_input_bytes(const struct tile_product *product, int rows, int k);
 /* Packs rows of k elements of in type, `stride` elements apart. */
 void gemm_pack_input(const struct tile_product *product, bool bf16, const void *in, size_t stride, int rows, int k,
                      void *out);
-
-/* The same for a product of int8, from bfloat16: each row is turned and quantised. `room` is gemm_block's scratch. */
-void gemm_quantise_input(const struct tile_product *product, const uint16_t *in, size_t stride, int rows, int k,
-                         float *room, void *out);
 
 /* Packed rows, and the bytes from one tile of them to the next. */
 struct input {
@@ -75,6 +64,7 @@ struct gemm_part {
     int rows;
     size_t row;
 };
-void gemm_block(finish_kernel *apply, const struct gemm_part *part, const struct finish *finish, float *scratch);
+void gemm_block(const struct tile_product *product, finish_kernel *apply, const struct gemm_part *part,
+                const struct finish *finish, float *scratch);
 
 #endif

@@ -6,16 +6,10 @@
  * Packed weights: panels of PANEL outputs, the last one filled up with zeros, K rounded up to k_step with zeros.
  *   F32   panel [K][PANEL]          float
  *   BF16  panel [K/2][PANEL][2]     pairs of neighbouring k, what VDPBF16PS and TDPBF16PS read
- *   I8    panel [K/4][PANEL][4]     quads of neighbouring k, what VPDPBUSD and TDPBSSD read
  * Packed inputs: tiles of tile_rows rows. What stands in absent rows reaches sums of absent rows only.
  *   PACKED_F32    tile [K][rows]        float
  *   PACKED_PAIRS  tile [K/2][rows][2]   bfloat16
  *   PACKED_TILES  tile [K/32][rows][32] bfloat16, AMX tile registers of 16 rows one after the other
- *   PACKED_TILES8  tile [K/64][rows][64] int8, likewise
- *   PACKED_QUADS8  tile [K/4][rows][4]   uint8, 128 more than the number, as VPDPBUSD wants its inputs unsigned
- *   PACKED_QUADS16 tile [K/4][rows][4]   int16, in the order 0, 2, 1, 3, as weights are widened
- * Behind each tile of the last three stand the scales of its rows, ROW_SCALES floats. They are made from bfloat16 rows,
- * which where products are int8 lie in plain rows.
  * Where all sizes allow, kernels that make inputs write them as PACKED_TILES at once ("tiled"), in plain rows elsewhere. */
 #ifndef RWKVSTS_CPU_KERNELS_H
 #define RWKVSTS_CPU_KERNELS_H
@@ -23,12 +17,10 @@
 #include "../backend.h"
 
 enum { PANEL = 32, TILED = 32 }; /* TILED: rows of a tile, and elements of a row that lie together */
-enum { ROW_SCALES = 32 };        /* as many as the largest tile has rows */
 
-enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES, PACKED_TILES8, PACKED_QUADS8, PACKED_QUADS16 };
+enum input_layout { PACKED_F32, PACKED_PAIRS, PACKED_TILES };
 
-/* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k. Of int8
- * the sums are int32 and exact.
+/* c [m][PANEL] = (first ? 0 : c) + a [m, k] * w [k, PANEL], with k a multiple of k_step, summed in ascending k.
  * For a kernel that outruns memory: `soon` are weights of calls to come, this call's share, to be fetched meanwhile. */
 struct tile {
     int m, k;
@@ -46,30 +38,14 @@ static inline size_t in_place(bool tiled, size_t k, size_t row, size_t column) {
     return row / TILED * TILED * k + column / TILED * TILED * TILED + row % TILED * TILED + column % TILED;
 }
 
-/* Numbers to int8 and sums of int8 back to numbers, in the same bits on every instruction set. k_padded is a multiple of
- * TURN. Each TURN numbers are first turned, that is multiplied by the Hadamard matrix of +1 and -1, inputs and weights
- * alike, which leaves their product TURN times as large: a number far above its neighbours is shared out among them, so
- * that one scale serves a whole row. */
-enum { TURN = 64 };
-
-struct int8_kernels {
-    /* out [k_padded] int8 = what is turned / scale, to nearest; returns the scale, the largest magnitude over 127. The k
-     * numbers are those of `in`, bfloat16, or without it stand in `line`, which has room for k_padded and is used up. */
-    float (*quantise)(int k, int k_padded, const uint16_t *in, float *line, int8_t *out);
-    /* c [m][PANEL], sums less `excess` [PANEL], times the scales of the outputs [PANEL], times those of the rows [m] */
-    void (*dequantise)(int m, const float *rows, const float *outputs, const int32_t *excess, float *c);
-    int offset; /* what packing adds to every input: an output's excess is offset times the sum of its weights */
-};
-
 struct tile_product {
     enum input_layout layout;
     int tile_rows, k_step;
     int k_block; /* inputs that all panels are multiplied with before the next: a block of rows in the second-level cache */
     int k_chunk; /* inputs that all tiles of rows are multiplied with before the next: a panel in the first-level cache */
-    tile_kernel *run[2]; /* by weights: F32 or I8, BF16; NULL where weights are never packed so */
+    tile_kernel *run[2]; /* by weights: F32, BF16; NULL where weights are never packed so */
     void (*widen)(int k, const void *pairs, float *panel); /* a panel of BF16 as one of F32; NULL where run[0] is */
     void (*enter)(void), (*leave)(void);                   /* around the calls of a block; may be NULL */
-    struct int8_kernels int8;                              /* of a product of int8; NULLs elsewhere */
 };
 
 /* What happens to a tile of y while it is in the first-level cache: a product's epilogue, or what a verb does inside. */
@@ -139,14 +115,12 @@ static inline int wkv_padded(int N) {
 /* Each instruction set overwrites what it does better, from the portable table upward. */
 struct kernels {
     struct row_kernels rows;
-    struct tile_product f32, bf16, int8; /* by the dtype of the products */
+    struct tile_product f32, bf16; /* by in type */
 };
 void kernels_portable(struct kernels *k);
 #if defined(__x86_64__)
 void kernels_avx2(struct kernels *k);
-void kernels_avxvnni(struct kernels *k);
 void kernels_avx512(struct kernels *k);
-void kernels_avx512vnni(struct kernels *k);
 void kernels_avx512bf16(struct kernels *k);
 void kernels_amx(struct kernels *k);
 #endif

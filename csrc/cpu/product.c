@@ -10,7 +10,7 @@ struct input input_of(const struct worker *w, const void *in, size_t stride, siz
                       void *room) {
     const struct tile_product *product = w->dev->product;
     const void *from = in_at(w, in, in_place(w->dev->tiled, stride, row, column));
-    if (w->dev->tiled) return (struct input){from, TILED * stride * dtype_bytes(w->dev->in)};
+    if (w->dev->tiled) return (struct input){from, TILED * stride * dtype_bytes(w->dev->dtype)};
     gemm_pack_input(product, is_bf16(w), from, stride, rows, k, room);
     return (struct input){room, gemm_input_bytes(product, product->tile_rows, k)};
 }
@@ -20,7 +20,7 @@ void multiply(struct worker *w, const struct weight *weight, const void *in, siz
     const struct packed *p = packed_of(weight);
     struct gemm_part part = {.weight = p, .panels = p->panels, .rows = rows.count, .row = out_row};
     part.in = input_of(w, in, (size_t)p->k, row, 0, rows.count, p->k, s->packed);
-    gemm_block(w->dev->kernels.rows.finish, &part, finish, s->products);
+    gemm_block(w->dev->product, w->dev->kernels.rows.finish, &part, finish, s->products);
 }
 
 /* Whether what an epilogue writes is of in type. Low ranks are, once their activation is applied. */
@@ -36,30 +36,29 @@ struct gemm_job {
     int first_item[MOST_PRODUCTS + 1];
 };
 
-/* One tile of one product's input. All products of an instruction set have tiles of as many rows. */
+/* One tile of one product's input. */
 static void pack_tile(void *context, int item, int thread) {
+    (void)thread;
     struct gemm_job *job = context;
     struct worker *w = job->w;
-    int tile_rows = w->dev->linear->tile_rows, tiles = pieces(w->pass.T, tile_rows);
-    int tile = item % tiles, first = tile * tile_rows, rows = least(tile_rows, w->pass.T - first);
+    const struct tile_product *product = w->dev->product;
+    int tiles = pieces(w->pass.T, product->tile_rows), tile = item % tiles, first = tile * product->tile_rows;
     const struct gemm *a = &job->a[item / tiles];
-    const struct packed *p = packed_of(a->w);
-    size_t k = (size_t)p->k;
-    const void *from = in_at(w, a->in, (size_t)first * k);
-    void *to = job->packed[item / tiles] + (size_t)tile * gemm_input_bytes(p->product, tile_rows, p->k);
-    if (p->dtype == I8) gemm_quantise_input(p->product, from, k, rows, p->k, w->scratch[thread].products, to);
-    else gemm_pack_input(p->product, is_bf16(w), from, k, rows, p->k, to);
+    int k = packed_of(a->w)->k;
+    gemm_pack_input(product, is_bf16(w), in_at(w, a->in, (size_t)first * (size_t)k), (size_t)k,
+                    least(product->tile_rows, w->pass.T - first), k,
+                    job->packed[item / tiles] + (size_t)tile * gemm_input_bytes(product, product->tile_rows, k));
 }
 
 /* Panels run fastest, so that a block of inputs, once in the second-level cache, serves all the panels that pass. */
 static void multiply_block(void *context, int item, int thread) {
     struct gemm_job *job = context;
     struct worker *w = job->w;
+    const struct tile_product *product = w->dev->product;
     int i = 0;
     while (item >= job->first_item[i + 1]) i++;
     const struct gemm *a = &job->a[i];
     const struct packed *p = packed_of(a->w);
-    const struct tile_product *product = p->product;
     int panel_blocks = pieces(p->panels, job->panel_block), local = item - job->first_item[i];
     int block = local / panel_blocks, panel = local % panel_blocks * job->panel_block;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
@@ -75,7 +74,7 @@ static void multiply_block(void *context, int item, int thread) {
     finish.tiled = w->dev->tiled && feeds_a_product(a->epilogue);
     finish.past = goes_past(w, a->out, p->n);
     gemm_enter(product);
-    gemm_block(w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
+    gemm_block(product, w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
     gemm_leave(product);
 }
 
@@ -89,7 +88,7 @@ static int choose_panel_block(const struct gemm_job *job) {
 }
 
 static void gemm_few(struct worker *w, const struct gemm *a, int count) {
-    const struct tile_product *product = w->dev->linear;
+    const struct tile_product *product = w->dev->product;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows;
     struct gemm_job job = {.w = w, .a = a, .count = count, .row_blocks = pieces(w->pass.T, most)};
     job.panel_block = choose_panel_block(&job);
@@ -97,7 +96,7 @@ static void gemm_few(struct worker *w, const struct gemm *a, int count) {
     for (int i = 0; i < count; i++) {
         const struct packed *p = packed_of(a[i].w);
         job.packed[i] = next;
-        next += gemm_input_bytes(p->product, w->pass.T, p->k);
+        next += gemm_input_bytes(product, w->pass.T, p->k);
         job.first_item[i + 1] = job.first_item[i] + job.row_blocks * pieces(p->panels, job.panel_block);
     }
     if (!w->dev->tiled) team_run(w->team, count * pieces(w->pass.T, product->tile_rows), pack_tile, &job);
@@ -110,8 +109,7 @@ enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct e
         int few = 0;
         size_t bytes = 0;
         while (first + few < count && few < MOST_PRODUCTS) {
-            const struct packed *p = packed_of(a[first + few].w);
-            bytes += gemm_input_bytes(p->product, w->pass.T, p->k);
+            bytes += gemm_input_bytes(w->dev->product, w->pass.T, packed_of(a[first + few].w)->k);
             if (!w->dev->tiled && bytes > w->packed_bytes) break;
             few++;
         }

@@ -25,7 +25,7 @@ static void lerp_five(struct worker *w, const struct shift6 *a, struct rows rows
         finish[j] = (struct finish){.kind = FINISH_LERP,
                                     .bf16 = is_bf16(w),
                                     .tiled = dev->tiled,
-                                    .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(dev->in),
+                                    .out = (char *)a->mixed[j] + (size_t)rows.first * C * dtype_bytes(dev->dtype),
                                     .stride = C,
                                     .a = s->normal + stride,
                                     .d = s->d,
@@ -38,7 +38,7 @@ static void lerp_five(struct worker *w, const struct shift6 *a, struct rows rows
     for (int panel = 0; panel < w2->panels; panel++)
         for (int j = 0; j < 5; j++) {
             part[j].panel = panel;
-            gemm_block(dev->kernels.rows.finish, &part[j], &finish[j], s->products);
+            gemm_block(dev->product, dev->kernels.rows.finish, &part[j], &finish[j], s->products);
         }
 }
 

@@ -62,18 +62,6 @@ VECTOR_FN vec smaller(vec a, vec b) {
 #define EACH_LANE {0, 1, 2, 3}
 #endif
 
-/* Each lane has what the lane `half` away, a power of two, had. */
-VECTOR_FN vec swap_lanes(vec v, int half) {
-#if defined(__clang__)
-    vec swapped = v;
-    for (int i = 0; i < LANES; i++) swapped[i] = v[i ^ half];
-    return swapped;
-#else
-    const ivec lane = EACH_LANE;
-    return __builtin_shuffle(v, lane ^ half);
-#endif
-}
-
 /* Lanes are added in a fixed tree: the upper half to the lower, and so on. gcc keeps it in registers only if told how. */
 VECTOR_FN float sum_lanes(vec v) {
 #if defined(__clang__)

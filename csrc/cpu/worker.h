@@ -7,11 +7,10 @@
 
 struct device {
     struct dims dims;
-    enum dtype in; /* type: float32, or bfloat16, which int8 products read too */
+    enum dtype dtype;
     int threads;
     struct kernels kernels;
-    const struct tile_product *product; /* the one of in type, for low ranks */
-    const struct tile_product *linear;  /* that of LINEAR weights: the same, or int8 */
+    const struct tile_product *product; /* the one of dtype */
     bool tiled;                         /* matrices of in type lie as products read them, see kernels.h */
     struct meter *meter;
     char name[64];
@@ -69,11 +68,11 @@ static inline const float *vector_of(const struct weight *w) {
 
 /* Element `index` of a matrix of in type. */
 static inline const void *in_at(const struct worker *w, const void *p, size_t index) {
-    return (const char *)p + index * dtype_bytes(w->dev->in);
+    return (const char *)p + index * dtype_bytes(w->dev->dtype);
 }
 
 static inline bool is_bf16(const struct worker *w) {
-    return w->dev->in == BF16;
+    return w->dev->dtype == BF16;
 }
 
 /* A state slot's head, [N, N], or NULL. */

@@ -36,7 +36,6 @@ enum status route_check(const struct gpu *gpu, const char *name, enum dtype dtyp
     if (gpu->code < 75)
         return fail(e, DEVICE_FAILED, "%s has compute capability %d.%d: 7.5 or newer is needed", name,
                     gpu->capability / 10, gpu->capability % 10);
-    if (dtype == I8) return fail(e, BAD_INPUT, "dtype int8 on CUDA: it is for CPUs; use bfloat16 or float16");
     if (dtype == BF16 && gpu->capability < 80)
         return fail(e, DEVICE_FAILED, "dtype bfloat16 needs compute capability 8.0, and %s has %d.%d: use float16",
                     name, gpu->capability / 10, gpu->capability % 10);

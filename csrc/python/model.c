@@ -43,15 +43,13 @@ static void drop_listing(struct listing *l) {
     Py_XDECREF(l->tuple);
 }
 
-/* `last`: of the names that may be meant, in enum dtype's order. */
-static bool parse_dtype(const char *name, enum dtype last, enum dtype *out) {
-    for (enum dtype t = F32; t <= last; t++)
+static bool parse_dtype(const char *name, enum dtype *out) {
+    for (enum dtype t = F32; t <= BF16; t++)
         if (!strcmp(name, dtype_name(t))) {
             *out = t;
             return true;
         }
-    PyErr_Format(PyExc_ValueError, "dtype is \"%s\": expected float32, float16%s", name,
-                 last == I8 ? ", bfloat16 or int8" : " or bfloat16");
+    PyErr_Format(PyExc_ValueError, "dtype is \"%s\": expected float32, float16 or bfloat16", name);
     return false;
 }
 
@@ -86,7 +84,7 @@ static PyObject *Model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     options.budget = (size_t)budget;
-    if (!parse_dtype(dtype, I8, &options.dtype)) return NULL;
+    if (!parse_dtype(dtype, &options.dtype)) return NULL;
     Model *self = (Model *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     struct listing l = {0};
@@ -126,7 +124,7 @@ static PyObject *Model_put(Model *self, PyObject *args) {
     PyObject *o;
     struct array a;
     struct error e;
-    if (!PyArg_ParseTuple(args, "sOs", &name, &o, &dtype) || !parse_dtype(dtype, BF16, &a.dtype)) return NULL;
+    if (!PyArg_ParseTuple(args, "sOs", &name, &o, &dtype) || !parse_dtype(dtype, &a.dtype)) return NULL;
     if (self->sealed) {
         PyErr_SetString(PyExc_ValueError, "the model is sealed: its weights cannot change");
         return NULL;

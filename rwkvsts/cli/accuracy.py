@@ -47,7 +47,7 @@ def report(args: argparse.Namespace) -> Iterator[str]:
     if choice == device.Choice(None, "float32"):
         raise DataError(
             "--accuracy: that is float32 on the CPU, which is compared with; give --dtype, as in "
-            "--dtype int8"
+            "--dtype bfloat16"
         )
     texts = list(_texts(args.accuracy))
     exact, _ = _rows(args, "cpu", "float32", texts)
