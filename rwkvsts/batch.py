@@ -38,6 +38,7 @@ Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the fi
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them,
 LONG = 1 << 22  # or so many characters or ids: Ctrl-C waits for the slice that a thread prepares
+FIRST = 512  # items of the first slice, which nothing runs beside: a GPU would wait for 8192
 QUIET = 20_000  # tokens: what takes but a moment shows no bar
 NO_PROMPT = Prompt()
 
@@ -132,7 +133,8 @@ def _cuts(items: Sequence[Any]) -> list[int]:
     cuts, size = [0], 0
     for i, item in enumerate(items):
         length = length_hint(item)  # 0 of what has none: prepare refuses it
-        if i - cuts[-1] == SLICE or (size and size + length > LONG):
+        most = min(FIRST, SLICE) if len(cuts) == 1 else SLICE
+        if i - cuts[-1] == most or (size and size + length > LONG):
             cuts.append(i)
             size = 0
         size += length
