@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from ..embedder import FloatArray, Layer, to_unit_length
 from ..errors import DataError
 from ..files.writing import replacing
@@ -108,6 +109,12 @@ class Projection:
     def transform(self, rows: FloatArray, normalize: bool = False) -> FloatArray:
         """Rows [n, L, C] as float32 [n, L, width], of length 1 where that is asked."""
         out = np.empty((*rows.shape[:-1], self.width), np.float32)
+        _core.in_default_floats(lambda: self._apply(rows, out))
+        if normalize:
+            to_unit_length(out)
+        return out
+
+    def _apply(self, rows: FloatArray, out: FloatArray) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # not finite before: not finite after
             for at in range(len(self.mean)):
                 whole = rows[:, at].astype(np.float64)
@@ -116,9 +123,6 @@ class Projection:
                 step = np.ldexp(1.0, exponent - ROW_BITS)
                 np.rint(np.divide(whole, step, out=whole), out=whole)
                 out[:, at] = whole @ self.steps[at].T * step * self.unit[at]
-        if normalize:
-            to_unit_length(out)
-        return out
 
     def identity(self) -> dict[str, Any]:
         """For a manifest: what it was fitted on, and a digest of its numbers."""
