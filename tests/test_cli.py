@@ -59,6 +59,7 @@ class Stand:
         self.device, self.dtype, self.source, self.revision = "cpu", "float32", "made/up", None
         self.n_blocks, self.width = 12, 2
         self.architecture, self.layers = "made up", (*range(12), "final")
+        self.poolings = ("mean", "last")
         self.default_layer = 6
         self.tokenizer = Letters()
 
@@ -83,6 +84,9 @@ class Stand:
         out[:] = result
         return out
 
+    def norms(self, texts: list[str], layers: list[Any], positions: int) -> np.ndarray:
+        return np.ones((len(texts), len(layers), positions), np.float32)
+
     def memory(self) -> dict[str, int]:
         return {"weights": 1, "workspace": 1, "peak": 1 << 20}
 
@@ -92,7 +96,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
     fake = type("Fake", (Stand,), {})
     monkeypatch.setattr(cli_options, "RWKV", fake)
     monkeypatch.setattr(experiment.models, "RWKV", fake)
-    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    monkeypatch.setattr(experiment.models, "kind_of", lambda *_: "rwkv")
     return fake
 
 

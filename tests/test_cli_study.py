@@ -18,7 +18,7 @@ def argv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A study of a stand-in model on a file of pairs, but for --out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
-    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    monkeypatch.setattr(experiment.models, "kind_of", lambda *_: "rwkv")
     nothing = dict.fromkeys(plots.PLOTS, lambda study: object())
     monkeypatch.setattr(plots, "PLOTS", nothing)
     monkeypatch.setattr(plots, "draw", lambda study, name: plots.PLOTS[name](study))

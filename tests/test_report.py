@@ -29,7 +29,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     rows = [f"{w} " + " ".join(f"{x:.3f}" for x in rng.normal(size=50)) for w in WORDS[:30]]
     (tmp_path / "glove.txt").write_text("\n".join(rows))
     monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
-    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    monkeypatch.setattr(experiment.models, "kind_of", lambda *_: "rwkv")
     monkeypatch.setattr(
         datasets, "load", lambda name, split, *_, **__: made_up_pairs(60, name, split)
     )

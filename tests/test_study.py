@@ -6,6 +6,7 @@ The model is a stand-in: what it returns is known, so the table is.
 from __future__ import annotations
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from scipy.stats import spearmanr
 from wordcounts import WORDS, WordCounts, made_up_pairs
 
+import rwkvsts
 from rwkvsts.data import datasets
 from rwkvsts.errors import DataError
 from rwkvsts.study import (
     StudyConfig,
+    baselines,
     cost,
     experiment,
     passes,
@@ -27,6 +30,7 @@ from rwkvsts.study import (
     statistics,
 )
 from rwkvsts.study.settings import PROMPTS, Reading
+from rwkvsts.study.words import Words
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def glove(tmp_path: Path) -> Path:
 def model(monkeypatch: pytest.MonkeyPatch) -> WordCounts:
     fake = WordCounts()
     monkeypatch.setattr(experiment.models, "open_model", lambda *_: fake)
-    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    monkeypatch.setattr(experiment.models, "kind_of", lambda *_: "rwkv")
     monkeypatch.setattr(
         datasets, "load", lambda name, split, *_, **__: made_up_pairs(60, name, split or "all")
     )
@@ -173,6 +177,7 @@ def test_the_best_recipe_holds_every_kind_of_step() -> None:
     best = settings.readings(StudyConfig(recipe=("best",)))
     assert all(reading.lead and reading.layers == "all" for reading in best)
     assert {reading.prompt for reading in best} == set(PROMPTS.values())
+    assert "state" in {reading.pooling for reading in best}
     assert any(reading.skip_first for reading in best)
     whole = settings.readings(StudyConfig(recipe=("paper", "world", "best")))
     assert whole[0] == Reading("gpt2") and len(set(whole)) == len(whole)
@@ -336,13 +341,110 @@ def test_facts_tell_how_to_repeat_the_run(model: WordCounts, glove: Path) -> Non
 
 
 def test_norms_are_those_of_a_texts_first_tokens(model: WordCounts, glove: Path) -> None:
+    """The first is what the model reads first: a token before the text, where it has one."""
     study = experiment.run(config(glove, norms=True, skip_first=(True,), lead=True))
     (found,) = study.norms
-    assert np.shape(found["norms"]) == (len(found["positions"]), 2)
-    cut = [c for c in model.calls if c["max_length"] != 128]
-    assert [c["max_length"] for c in cut] == found["positions"]
-    assert all(c["pooling"] == "last" and "skip_first" not in c for c in cut)
+    assert found["positions"] == [1, 2, 3, 4, 6, 8, 12]  # no passage has 16
+    lengths = [100, *(position - 1 for position in found["positions"][1:])]
+    assert found["norms"] == [[length, length + 1] for length in lengths]
     assert not experiment.run(config(glove)).norms
+
+
+def test_norms_are_a_mean_over_the_texts_that_are_so_long(model: WordCounts) -> None:
+    found = passes.norms(model, [1, 3], ["w1 w2", "w1"])
+    np.testing.assert_array_equal(found[:3], [[100, 101], [1, 2], [2, 3]])
+    assert np.isnan(found[3:]).all()
+
+
+def test_a_state_and_joined_layers_are_rows(model: WordCounts, glove: Path) -> None:
+    """Each against its vectors, made a text at a time."""
+    posts = ("none", "average", "concatenate")
+    asked = config(glove, splits=("validation",), poolings=("mean", "state"), posts=posts)
+    rows = {(r.method, r.layer): r for r in experiment.run(asked).rows if r.pooling}
+    pairs = made_up_pairs()
+    expected = {}
+    for name in ("up mean, world", "up state, world"):
+
+        def vectors(text: str, name: str = name) -> np.ndarray:
+            if "state" in name:
+                return model.encode_states([text], [1, 3])[0].astype(float)
+            return model.encode([text], [1, 3], pooling="mean")[0].astype(float)
+
+        scores = []
+        for sides in zip(pairs.sentence1, pairs.sentence2, strict=True):
+            one, other = ([row / np.linalg.norm(row) for row in vectors(text)] for text in sides)
+            each = [a @ b for a, b in zip(one, other, strict=True)]
+            x, y = one[0] + one[1], other[0] + other[1]
+            average = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+            scores.append([*each, average, np.mean(each)])
+        columns = np.round(np.transpose(scores), 6)
+        found = [spearmanr(column, pairs.label).statistic for column in columns]
+        cells = [("", 1), ("", 3), (", average", "1+3"), (", concatenate", "1+3")]
+        expected |= {(name + post, x): rho for (post, x), rho in zip(cells, found, strict=True)}
+    assert list(rows) == list(expected)
+    for row, rho in expected.items():
+        assert rows[row].spearman == pytest.approx(rho, abs=2e-3), row
+        assert rows[row].ms_per_pair > 0
+
+
+@pytest.mark.parametrize("has_branch", [True, False])
+def test_endings_are_averaged_with_their_signs(has_branch: bool, monkeypatch: Any) -> None:
+    """From the text's state, for an RWKV; by reading it anew, for a model that has none."""
+    model = rwkvsts.load("demo", device="cpu", dtype="float32")
+    texts = [f"Text {i} of some." for i in range(5)]
+    how: dict[str, Any] = {"layers": [0, 3], "pooling": "last"}
+    one, other, third = (
+        model.encode(texts, prompt=f"Say: {{text}}{end}", **how)
+        for end in (" in short:", " at length:", " again:")
+    )
+    if not has_branch:
+        encode, width = model.encode, model.width
+        model = types.SimpleNamespace(encode=encode, width=width)  # type: ignore[assignment]
+    prompt = "Say: {text}| in short:|- at length:| again:"
+    (reading,) = settings.readings(StudyConfig(poolings=("mean",), prompts=(prompt,)))
+    assert reading.pooling == "last"
+    monkeypatch.setattr(passes, "CHUNK_BYTES", 4 * 3 * 2 * model.width * 2)  # two texts at a time
+    encode = passes.encoder(model, reading, StudyConfig())
+    np.testing.assert_array_equal(encode(texts, [0, 3]), (one - other + third) / np.float32(3))
+    np.testing.assert_array_equal(encode(texts, 3), (one - other + third)[:, 1] / np.float32(3))
+
+
+def test_endings_need_words_and_their_text_before_them() -> None:
+    assert settings.endings("in short: {text}") is None and settings.endings(None) is None
+    assert settings.endings("Say: | now:") == ("Say: {text}", [(1, " now:")])
+    for prompt in ("{text}|", "{text}| a||b", "{text}|-", "say| {text}"):
+        with pytest.raises(DataError, match=r"expected \{text\} before the first bar and words"):
+            StudyConfig(prompts=(prompt,))
+
+
+def test_joined_layers_have_one_name() -> None:
+    reading = Reading(posts=("none", "average"))
+    assert passes.cells(reading, [1, 2]) == [("none", 1), ("none", 2), ("average", "1+2")]
+    names = {
+        "0-2": [0, 1, 2],
+        "0-final": [0, 1, 2, "final"],
+        "0+2+final": [0, 2, "final"],
+        "2+1+0": [2, 1, 0],
+        "final": ["final"],
+    }
+    for name, layers in names.items():
+        assert passes.cells(reading, layers)[-1] == ("average", name)
+
+
+def test_baselines_of_word_vectors_learn_from_train_sentences(
+    model: WordCounts, glove: Path
+) -> None:
+    asked = config(glove, splits=("validation",), baselines=("sif",), layers=(1,))
+    rows = experiment.run(asked).rows
+    assert [row.method for row in rows[:4]][-1] == "GloVe, SIF" and not rows[3].pooling
+    train, pairs = made_up_pairs(split="train"), made_up_pairs()
+    texts = train.sentence1 + train.sentence2
+    vectors = baselines.load_vectors(glove, texts + pairs.sentence1 + pairs.sentence2)
+    sif = Words(vectors, "sif").fit(list(dict.fromkeys(texts)))
+    score = statistics.cosine(sif.encode(pairs.sentence1), sif.encode(pairs.sentence2))
+    assert rows[3].spearman == pytest.approx(spearmanr(score, pairs.label).statistic, abs=1e-12)
+    with pytest.raises(DataError, match="no baseline 'tfidf'; choose of sif, usif"):
+        config(glove, baselines=("tfidf",))
 
 
 def test_default_splits() -> None:
@@ -372,7 +474,7 @@ def test_graded_labels_have_no_auc(
 
 def test_real_mrpc_controls_reach_the_table(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
-    monkeypatch.setattr(experiment.models, "is_softmax", lambda *_: False)
+    monkeypatch.setattr(experiment.models, "kind_of", lambda *_: "rwkv")
     vectors = shared / "glove" / "glove.6B.50d.part.txt"
     study = experiment.run(config(vectors, data=shared, resamples=20))
     figures = {(r.split, r.method): round(r.spearman, 4) for r in study.rows if r.layer is None}

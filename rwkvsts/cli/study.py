@@ -13,9 +13,9 @@ from pathlib import Path
 from .. import study
 from ..data.catalogue import DATA_SETS, find
 from ..errors import DataError
-from ..model import POOLING, Layer
+from ..model import Layer
 from ..study import folder, report
-from ..study.settings import POSTS, PROMPTS, RECIPES, AllLayers
+from ..study.settings import BASELINES, POOLINGS, POSTS, PROMPTS, RECIPES, AllLayers
 from ..tokenizer import KINDS
 from .options import add_device_options, add_file_options, check_writable, layer_list
 
@@ -34,7 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "pairs and word vectors. An option with several values takes them with commas."
     )
     add = parser.add_argument
-    add("--model", action="append", help="demo, a file, folder or repository; may be repeated")
+    add(
+        "--model",
+        action="append",
+        help="demo; a file, folder or repository of RWKV, transformers or sentence-transformers; "
+        "may be repeated",
+    )
     add("--revision", help="branch, tag or commit of the repository")
     add_file_options(parser)
     add("--task", type=_tasks, help=f"of {', '.join(DATA_SETS)}; or org/name, laid out as mteb's")
@@ -43,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", action="append", help="e.g. 'train[:1000]'; may be repeated; default: the usual")
     add("--data", type=Path, help="folder of data sets; default: from the hub")
     add("--glove", type=Path, help="GloVe text file, .gz too; default: bundled")
+    add("--baseline", type=_words, default=(), help=f"of word vectors: {', '.join(BASELINES)}")
     add("--out", type=Path, help="folder for table, scores and plots; a study resumes from it")
     ladder = parser.add_argument_group("how a text is read; every combination is run")
     add = ladder.add_argument
@@ -50,10 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", choices=[*KINDS, "both"], default="world", help="gpt2 is the paper's")
     add("--lead", action="store_true", help="start from token 0, as training documents do")
     add("--layers", type=_layers, help="e.g. 1,3,final, or all; default: the paper's")
-    add("--pooling", type=_words, default=("mean",), help=f"of {', '.join(POOLING)}")
+    add("--pooling", type=_words, default=("mean",), help=f"of {', '.join(POOLINGS)}")
     add("--skip-first", choices=("no", "yes", "both"), default="no", help="leave out token 1")
     add("--post", type=_words, default=("none",), help=f"post-processing, of {', '.join(POSTS)}")
-    add("--prompt", action="append", help=f"a template with {{text}}, or {', '.join(PROMPTS)}")
+    add(
+        "--prompt",
+        action="append",
+        help=f"{', '.join(PROMPTS)}, or a template with {{text}}; '{{text}}| in short:| in one "
+        "word:' reads each ending from the text's own state and averages what their last tokens "
+        "give, '|-' subtracts it; may be repeated",
+    )
     add_device_options(parser)
     add = parser.add_argument_group("what is measured").add_argument
     add("--timed-pairs", type=int, default=20, help="pairs run one by one for the time; 0: none")
@@ -91,6 +103,7 @@ def run_study(args: argparse.Namespace) -> None:
         skip_first={"no": (False,), "yes": (True,), "both": (False, True)}[args.skip_first],
         prompts=tuple(map(_prompt, args.prompt)) if args.prompt else (None,),
         posts=args.post,
+        baselines=args.baseline,
         recipe=args.recipe or (),
         splits=tuple(args.split) if args.split else None,
         data=args.data,

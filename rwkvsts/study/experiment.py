@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..data import datasets, load_file
 from ..data.datasets import Pairs
@@ -20,10 +24,11 @@ from ..embedder import Layer
 from ..errors import DataError
 from . import baselines, cost, machine, models, notes, published, statistics, table
 from .cost import MIB
-from .methods import Cost, Method, PairSet, Scored
-from .passes import POSITIONS, Keep
-from .settings import Reading, StudyConfig, readings
+from .methods import Cost, Method, PairSet, Published, Scored
+from .passes import POSITIONS, Keep, cells
+from .settings import LEARNING, STATE, Reading, StudyConfig, readings
 from .table import OVERLAP, Row
+from .words import Words
 
 if TYPE_CHECKING:
     import pandas
@@ -32,6 +37,7 @@ DEMO_VECTORS = "glove.demo.50d.txt.gz"
 
 FIT_SENTENCES = 4096  # that post-processing learns from; whitening needs more than the width
 NORM_PASSAGES = 32  # of up to four sentences
+CASE = {"sif": "SIF", "usif": "uSIF"}  # as their authors write them
 
 DEFAULT_SPLITS = {
     "mrpc": ("train[:1000]", "validation"),
@@ -82,10 +88,14 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
     pairs = load_pairs(config)
     sets = [PairSet.of(split) for split in pairs]
     fit_on = train_sentences(config, pairs)
-    vectors = baselines.load_vectors(
-        config.glove or datasets.asset(DEMO_VECTORS),
-        (text for split in pairs for text in split.sentence1 + split.sentence2),
-    )
+    texts = [text for split in pairs for text in split.sentence1 + split.sentence2]
+    if config.baselines:
+        texts += [text for train in fit_on.values() for text in train]
+    vectors = baselines.load_vectors(config.glove or datasets.asset(DEMO_VECTORS), texts)
+    fitted = {
+        name: [Words(vectors, kind).fit(fit_on[name]) for kind in config.baselines]
+        for name in dict.fromkeys(split.name for split in pairs)
+    }
     facts = machine.machine_facts()
     facts["data"] = {s.key: s.source for s in sets}
     facts["word_vectors"] = _vector_facts(vectors)
@@ -100,8 +110,8 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
                 for split, its_set in zip(pairs, sets, strict=True):
                     train = fit_on[split.name]
                     of_models += _score(kept, model, name, reading, split, its_set, train, config)
-            if config.norms:
-                norms.append(_norms(kept, model, name, group[0], pairs[0], config))
+            if config.norms and "last" in model.poolings:  # else its stream is not to be had
+                norms.append(_norms(kept, model, name, group[0], pairs[0]))
             facts["models"].append(_model_facts(model, name, group[0].tokenizer))
             # Two models at once would double the memory, on the device as well.
             del model
@@ -109,7 +119,7 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
     facts["host_peak_mib"] = _mib(cost.host_peak_bytes())
     scored: list[Scored] = []
     for split, its_set in zip(pairs, sets, strict=True):
-        scored += _controls(split, its_set, vectors)
+        scored += _controls(split, its_set, vectors, fitted[split.name])
         scored += [s for s in of_models if s.pairs is its_set]
     record = {"config": settings_record(config), "facts": facts}
     study = assemble(scored, [record], config.resamples, config.seed, norms)
@@ -156,13 +166,14 @@ def load_pairs(config: StudyConfig) -> list[Pairs]:
 
 
 def train_sentences(config: StudyConfig, pairs: list[Pairs]) -> dict[str, list[str]]:
-    """For each task the sentences that post-processing learns from, the first of its train split.
+    """For each task the sentences that what learns is fitted on, the first of its train split.
 
     Empty where nothing learns. Raises `DataError` where a task has no train split.
     """
     posts = {post for reading in readings(config) for post in reading.posts}
+    learns = [*(post for post in LEARNING if post in posts), *config.baselines]
     names = dict.fromkeys(p.name for p in pairs)
-    if posts <= {"none", "filter"}:
+    if not learns:
         return {name: [] for name in names}
     found = {}
     for name in names:
@@ -172,8 +183,8 @@ def train_sentences(config: StudyConfig, pairs: list[Pairs]) -> dict[str, list[s
             train = [datasets.load(name, "train", config.data, **where)]  # type: ignore[arg-type]
         if not train:
             raise DataError(
-                f"{name} has no train split, which {', '.join(sorted(posts - {'none'}))} would be "
-                "fitted on; give its file a column split, or leave post-processing out"
+                f"{name} has no train split, which {', '.join(learns)} would be fitted on; give "
+                "its file a column split, or leave that out"
             )
         sentences = dict.fromkeys(train[0].sentence1 + train[0].sentence2)
         found[name] = list(sentences)[:FIT_SENTENCES]
@@ -226,66 +237,73 @@ def _score(
     layers = layers_of(model, reading)
     found = kept.run(model, reading, layers, pairs, config, fit_on)
     batched = 1e3 * found.batch_seconds / len(pairs)
-    for p, post in enumerate(reading.posts):
-        for i, layer in enumerate(layers):
-            median, mean = (1e3 * found.seconds[i]).tolist()
-            spent = Cost(median, mean, batched, found.peak_bytes / MIB)
-            method = Method.of(name, reading, post, layer)
-            printed = published.of_rwkv(
-                method, _sizes(model), pairs.name, pairs.split, config.max_length
-            )
-            yield Scored(method, its_set, found.scores[p, i], spent, printed)
+    for i, (post, layer) in enumerate(cells(reading, layers)):
+        median, mean = (1e3 * found.seconds[i]).tolist()
+        spent = Cost(median, mean, batched, found.peak_bytes / MIB)
+        method = Method.of(name, reading, post, layer)
+        printed = published.of_rwkv(
+            method, _sizes(model), pairs.name, pairs.split, config.max_length
+        )
+        yield Scored(method, its_set, found.scores[i], spent, printed)
 
 
 def layers_of(model: Any, reading: Reading) -> list[Layer]:
-    """The layers of a reading by their numbers."""
-    return list(model.layers if reading.layers == "all" else reading.layers)
+    """The layers of a reading by their numbers; a state has no layer with a name."""
+    if reading.layers != "all":
+        return list(reading.layers)
+    numbers_only = reading.pooling == STATE
+    return [x for x in model.layers if isinstance(x, int) or not numbers_only]
 
 
-def _norms(
-    kept: Keep, model: Any, name: str, reading: Reading, pairs: Pairs, config: StudyConfig
-) -> dict[str, Any]:
+def _norms(kept: Keep, model: Any, name: str, reading: Reading, pairs: Pairs) -> dict[str, Any]:
     """The stream's length by position and layer, over passages of a few sentences."""
     sentences = pairs.sentence1[: 4 * NORM_PASSAGES]
     passages = [" ".join(sentences[i::NORM_PASSAGES]) for i in range(NORM_PASSAGES)]
     layers = layers_of(model, reading)
-    found = kept.norms(model, reading, layers, [p for p in passages if p], config)
+    found = kept.norms(model, layers, [p for p in passages if p])
+    reached = ~np.isnan(found).all(axis=1)
     return {
         "model": name,
         "tokenizer": reading.tokenizer,
         "layers": layers,
-        "positions": list(POSITIONS),
-        "norms": found.tolist(),
+        "positions": np.array(POSITIONS)[reached].tolist(),
+        "norms": found[reached].tolist(),
     }
 
 
-def _controls(pairs: Pairs, its_set: PairSet, vectors: baselines.WordVectors) -> Iterator[Scored]:
+def _controls(
+    pairs: Pairs, its_set: PairSet, vectors: baselines.WordVectors, fitted: list[Words]
+) -> Iterator[Scored]:
     start = time.perf_counter()
     overlap = baselines.word_overlap(pairs.sentence1, pairs.sentence2)
     each = 1e3 * (time.perf_counter() - start) / len(pairs)
     # One pair at a time is how word overlap works anyway.
     yield Scored(OVERLAP, its_set, overlap, Cost(each, each, each, 0.0))
-    for name, words in (
-        ("GloVe", baselines.space_words),
-        ("GloVe, words split", baselines.split_words),
-    ):
-        one = cost.time_pairs(
-            lambda texts, words=words: vectors.average(texts, words),  # type: ignore[misc]
-            pairs.sentence1,
-            pairs.sentence2,
-            pairs=len(pairs),
-        )
-        start = time.perf_counter()
-        scores = statistics.cosine(
-            vectors.average(pairs.sentence1, words), vectors.average(pairs.sentence2, words)
-        )
-        batched = 1e3 * (time.perf_counter() - start) / len(pairs)
-        spent = Cost(1e3 * one.median, 1e3 * one.mean, batched, vectors.table.nbytes / MIB)
-        printed = None
-        if words is baselines.space_words:
-            size = vectors.table.shape[1], vectors.file_rows
-            printed = published.of_glove(pairs.name, pairs.split, *size)
-        yield Scored(Method(name), its_set, scores, spent, printed)
+    size = vectors.table.shape[1], vectors.file_rows
+    as_the_paper = published.of_glove(pairs.name, pairs.split, *size)
+    yield _by_vectors("GloVe", vectors.average, pairs, its_set, vectors, as_the_paper)
+    split = partial(vectors.average, words=baselines.split_words)
+    yield _by_vectors("GloVe, words split", split, pairs, its_set, vectors)
+    for words in fitted:
+        name = f"GloVe, {CASE[words.recipe]}"
+        yield _by_vectors(name, words.encode, pairs, its_set, vectors)
+
+
+def _by_vectors(
+    name: str,
+    embed: Callable[[list[str]], NDArray[Any]],
+    pairs: Pairs,
+    its_set: PairSet,
+    vectors: baselines.WordVectors,
+    printed: Published | None = None,
+) -> Scored:
+    """The control that word vectors make of the pairs, by one way to a text's vector."""
+    one = cost.time_pairs(embed, pairs.sentence1, pairs.sentence2, pairs=len(pairs))
+    start = time.perf_counter()
+    scores = statistics.cosine(embed(pairs.sentence1), embed(pairs.sentence2))
+    batched = 1e3 * (time.perf_counter() - start) / len(pairs)
+    spent = Cost(1e3 * one.median, 1e3 * one.mean, batched, vectors.table.nbytes / MIB)
+    return Scored(Method(name), its_set, scores, spent, printed)
 
 
 def _model_facts(model: Any, name: str, tokenizer: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data import Pairs
 from ..model import PAPER_LAYERS, Layer
-from .settings import PROMPTS, STEPS, Reading
+from .settings import OWN, PROMPTS, STEPS, Reading
 
 _LONGEST_PROMPT = 24
 
@@ -31,7 +31,10 @@ class System(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to score a pair; fields that have no meaning for it are None or False."""
+    """A way to score a pair; fields that have no meaning for it are None or False.
+
+    layer : of several layers joined, their names in one
+    """
 
     model: str
     tokenizer: str | None = None
@@ -40,11 +43,11 @@ class Method:
     skip_first: bool = False
     prompt: str | None = None
     post: str = "none"
-    layer: Layer | None = None
+    layer: Layer | str | None = None
 
     @classmethod
-    def of(cls, model: str, reading: Reading, post: str, layer: Layer) -> Method:
-        """The method of one layer and post-processing of a reading."""
+    def of(cls, model: str, reading: Reading, post: str, layer: Layer | str) -> Method:
+        """The method of one cell of a reading."""
         return cls(
             model,
             reading.tokenizer,
@@ -74,8 +77,8 @@ class Method:
 
     @property
     def step(self) -> str:
-        """The highest step of the ladder that the method takes; empty for a control."""
-        if self.pooling is None:
+        """The highest step of the ladder that the method takes; empty for what is not on it."""
+        if self.pooling in (None, OWN):
             return ""
         taken = (
             True,

@@ -75,7 +75,8 @@ def _word_vectors(rows: list[Row], runs: list[dict[str, Any]]) -> list[str]:
         notes.append(
             f"GloVe: average of word vectors, {found['rows']:,} rows of {found['dims']} numbers in "
             f"{found['source']}, which know {found['share']:.1%} of the texts' words; an unknown "
-            "word is a zero vector; 'words split' cuts punctuation off and leaves those out."
+            "word is a zero vector; 'words split' cuts punctuation off and leaves those out, SIF "
+            "and uSIF do likewise, with weights and directions from the task's train sentences."
         )
         whole = (found["rows"], found["dims"]) == (published.GLOVE_ROWS, 50)
         if not whole and any(r.task == "mrpc" for r in rows):
@@ -87,11 +88,12 @@ def _word_vectors(rows: list[Row], runs: list[dict[str, Any]]) -> list[str]:
 
 
 def _posts(rows: list[Row]) -> list[str]:
-    if all(row.post in ("none", "filter") for row in rows):
+    if all(row.post == "none" for row in rows):
         return []
     return [
         "Post-processing is fitted on sentences of the task's train split, without their labels; "
-        "filter is fitted on no data: it drops the directions that the model's head favours."
+        "filter is fitted on no data: it drops the directions that the model's head favours; "
+        "average and concatenate join the layers named, each at length 1."
     ]
 
 

@@ -55,6 +55,8 @@ CONTROLS = {
     "word overlap": Style("#000000", "-", "x"),
     "GloVe": Style("#009E73", "--", "+"),
     "GloVe, words split": Style("#009E73", ":", "d"),
+    "GloVe, SIF": Style("#777777", "--", "1"),
+    "GloVe, uSIF": Style("#777777", ":", "2"),
 }
 
 

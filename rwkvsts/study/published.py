@@ -15,9 +15,10 @@ PAPER = "arXiv 2502.14620"
 # The sizes of RWKV/v6-Finch-1B6-HF: a local copy of the paper's model has any name.
 PAPER_MODEL = {"n_layer": 24, "n_embd": 2048, "n_vocab": 65536}
 GLOVE_ROWS = 400_000  # of the glove.6B files
+PaperFigures = dict[tuple[Layer | str | None, str], Published]  # by layer and split
 
 
-def _rwkv(split: str) -> dict[tuple[Layer, str], Published]:
+def _rwkv(split: str) -> PaperFigures:
     rho, seconds, peak = {
         "train[:1000]": (
             (0.2879, 0.2766, 0.2671, 0.2491, 0.2296, 0.2245),
@@ -34,7 +35,10 @@ def _rwkv(split: str) -> dict[tuple[Layer, str], Published]:
     return {(layer, split): row for layer, row in zip(PAPER_LAYERS, rows, strict=True)}
 
 
-RWKV = {**_rwkv("train[:1000]"), **_rwkv("validation")}
+RWKV: PaperFigures = {
+    **_rwkv("train[:1000]"),
+    **_rwkv("validation"),
+}
 GLOVE = {
     "train[:1000]": Published(0.3876, PAPER, 0.0006, 3059.73),
     "validation": Published(0.4326, PAPER, 0.2186, 3077.13),
@@ -47,7 +51,7 @@ def of_rwkv(
     """The paper's figure for a layer of its model, if all else is the paper's as well."""
     paper = Method(method.model, "gpt2", "mean", layer=method.layer)
     same = method == paper and sizes == PAPER_MODEL and (task, max_length) == ("mrpc", 128)
-    return RWKV.get((method.layer, split)) if same and method.layer is not None else None
+    return RWKV.get((method.layer, split)) if same else None
 
 
 def of_glove(task: str, split: str, dims: int, rows: int) -> Published | None:

@@ -1,31 +1,47 @@
 """What a study is asked for: models, tasks, ways to read a text; and the ladder of recipes.
 
-Promises one list of readings for each model, without repetition, from the options or a recipe.
-Knows no model and computes nothing.
+Promises one list of readings, without repetition, from the options or a recipe. Knows no model and
+computes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from ..embedder import PLACE, Layer
+from ..embedder import PLACE, POOLING, Layer
 from ..errors import DataError
 from ..model import PAPER_LAYERS
 
 AllLayers = Literal["all"]
 
-# Prompts that have a name. The echo reads the text twice and pools the second reading.
+BAR = "|"  # cuts endings off a prompt
+# Prompts that have a name. The echo reads the text twice and pools the second reading. metaeol has
+# two endings for each of MetaEOL's four tasks (arXiv 2402.18458), named after the text and not
+# before it, so that one reading of the text serves all. contrast subtracts what an ending that asks
+# for something else gives (after arXiv 2505.12831).
 PROMPTS: dict[str, str | None] = {
     "none": None,
     "eol": f'This sentence: "{PLACE}" means in one word:"',
     "echo": f"Rewrite the sentence: {PLACE}\nRewritten sentence: {PLACE}",
+    "metaeol": f'This sentence: "{PLACE}"'
+    '| Its topic in one word:"| The group of texts that it belongs to, in one word:"'
+    '| The feeling that it shows, in one word:"| The opinion that it gives, in one word:"'
+    '| It means in one word:"| Said in another way, in one word:"'
+    '| What matters most in it, in one word:"| What happens in it, in one word:"',
+    "contrast": f'This sentence: "{PLACE}"| means in one word:"|- says nothing of, in one word:"',
 }
-# Post-processing by name; all but the filter, which takes the model's head, learn from train
-# sentences.
-POSTS = ("none", "standardise", "abtt", "whitening", "filter")
+STATE = "state"  # a pooling of the study: the vector of the state after the text
+OWN = "own"  # the pooling of a trained embedder, by its own rule
+POOLINGS = (*POOLING, STATE)
+# Post-processing by name. The first learn from train sentences; the filter takes the model's head;
+# the last join the layers of a reading to one row.
+LEARNING = ("standardise", "abtt", "whitening")
+JOINING = ("average", "concatenate")
+POSTS = ("none", *LEARNING, "filter", *JOINING)
+BASELINES = ("sif", "usif")
 RECIPES = ("paper", "world", "best")
 STEPS = (
     "the paper's mode: gpt2 ids",
@@ -44,8 +60,9 @@ class Reading:
 
     tokenizer : "world" or "gpt2" for RWKV; None where a model has its own
     lead : start from the state after token 0, which training documents begin with
+    pooling : of `POOLINGS`; "own" for a trained embedder
     skip_first : leave the text's first token out of the pooling
-    prompt : a template, or None
+    prompt : a template, perhaps with endings (`endings`), or None
     posts : names of post-processing, "none" among them for the plain embedding
     """
 
@@ -67,7 +84,9 @@ class StudyConfig:
     pairs : files of one's own pairs, each a task of its own
     columns : names of their two sentences and the label
     layers : "all" is every layer and "final"
-    poolings, skip_first, prompts, posts : every combination is run
+    poolings, skip_first, prompts, posts : every combination is run that has a meaning: a state
+        has no first token to skip, endings are pooled by their last token
+    baselines : of `BASELINES`, beside the controls that stand in every table
     recipe : of `RECIPES`; replaces tokenizers, layers and the combinations
     splits : None takes the paper's for MRPC and the reported ones elsewhere
     glove : None takes the bundled word vectors
@@ -88,6 +107,7 @@ class StudyConfig:
     skip_first: tuple[bool, ...] = (False,)
     prompts: tuple[str | None, ...] = (None,)
     posts: tuple[str, ...] = ("none",)
+    baselines: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
     splits: tuple[str, ...] | None = None
     data: str | Path | None = None
@@ -107,7 +127,8 @@ class StudyConfig:
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("models", "tasks", "pairs", "tokenizers", "poolings", "posts", "splits"):
+        lists = ("models", "tasks", "pairs", "tokenizers", "poolings", "posts", "splits")
+        for name in (*lists, "prompts", "baselines", "recipe"):
             _refuse_repetition(name, getattr(self, name) or ())
         for name in ("file", "vocabulary"):
             if getattr(self, name) is not None and len(self.models) > 1:
@@ -117,23 +138,59 @@ class StudyConfig:
                 )
         if self.layers != "all":
             _refuse_repetition("layers", self.layers)
-        for name in self.recipe:
-            if name not in RECIPES:
-                raise DataError(f"no recipe {name!r}; choose of {', '.join(RECIPES)}")
-        for name in self.posts:
-            if name not in POSTS:
-                raise DataError(f"no post-processing {name!r}; choose of {', '.join(POSTS)}")
+        _of("recipe", self.recipe, RECIPES)
+        _of("post-processing", self.posts, POSTS)
+        _of("pooling", self.poolings, POOLINGS)
+        _of("baseline", self.baselines, BASELINES)
+        for prompt in self.prompts:
+            endings(prompt)
 
 
 def readings(config: StudyConfig) -> list[Reading]:
     """All readings of an RWKV model, in the order of the table."""
     if config.recipe:
-        return list(dict.fromkeys(r for name in config.recipe for r in _recipe(name)))
-    listed = product(config.tokenizers, config.skip_first, config.poolings, config.prompts)
-    return [
-        Reading(tokenizer, config.lead, pooling, skip, prompt, config.layers, config.posts)
-        for tokenizer, skip, pooling, prompt in listed
-    ]
+        asked = [reading for name in config.recipe for reading in _recipe(name)]
+    else:
+        listed = product(config.tokenizers, config.skip_first, config.poolings, config.prompts)
+        asked = [
+            Reading(tokenizer, config.lead, pooling, skip, prompt, config.layers, config.posts)
+            for tokenizer, skip, pooling, prompt in listed
+        ]
+    return list(dict.fromkeys(r for reading in asked if (r := _meant(reading)) is not None))
+
+
+def endings(prompt: str | None) -> tuple[str, list[tuple[int, str]]] | None:
+    """A prompt that bars cut: what is read once, then each ending with its sign; None without bars.
+
+    The vectors after the endings are averaged; one after "|-" is subtracted.
+
+    >>> endings("Say: {text}| in a word:|- at length:")
+    ('Say: {text}', [(1, ' in a word:'), (-1, ' at length:')])
+    """
+    template, *rest = (prompt or "").split(BAR)
+    if not rest:
+        return None
+    signed = [(-1, end[1:]) if end.startswith("-") else (1, end) for end in rest]
+    if not all(end for _, end in signed) or PLACE in "".join(rest):
+        raise DataError(
+            f"prompt {prompt!r}: expected {PLACE} before the first bar and words after each, as in "
+            f"'{PLACE}| in one word:| in short:'"
+        )
+    return (template if PLACE in template else template + PLACE), signed
+
+
+def _meant(reading: Reading) -> Reading | None:
+    """The reading without what says nothing in it; None where nothing is left."""
+    branches = endings(reading.prompt) is not None
+    if reading.pooling != STATE:
+        return replace(reading, pooling="last", skip_first=False) if branches else reading
+    layers = reading.layers
+    if layers != "all":
+        layers = tuple(layer for layer in layers if isinstance(layer, int))
+    posts = tuple(post for post in reading.posts if post != "filter")  # a head reads the stream
+    if branches or not layers or not posts:
+        return None
+    return replace(reading, skip_first=False, layers=layers, posts=posts)
 
 
 def _recipe(name: str) -> list[Reading]:
@@ -146,9 +203,19 @@ def _recipe(name: str) -> list[Reading]:
     return [
         *(Reading("world", True, p, layers="all", posts=posts) for p in ("mean", "weighted")),
         Reading("world", True, "mean", True, layers="all"),
-        Reading("world", True, "last", prompt=PROMPTS["eol"], layers="all", posts=posts),
-        Reading("world", True, "mean", prompt=PROMPTS["echo"], layers="all", posts=posts),
+        Reading("world", True, STATE, layers="all"),
+        *(
+            Reading("world", True, pooling, prompt=PROMPTS[prompt], layers="all", posts=posts)
+            for prompt, pooling in (("eol", "last"), ("echo", "mean"), ("metaeol", "last"))
+        ),
+        Reading("world", True, "last", prompt=PROMPTS["contrast"], layers="all"),
     ]
+
+
+def _of(what: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise DataError(f"no {what} {value!r}; choose of {', '.join(known)}")
 
 
 def _refuse_repetition(name: str, values: tuple[object, ...]) -> None:

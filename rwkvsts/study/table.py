@@ -59,7 +59,7 @@ class Row:
     skip_first: bool
     prompt: str | None
     post: str
-    layer: Layer | None
+    layer: Layer | str | None
     step: str
     spearman: float
     low: float
