@@ -59,11 +59,24 @@ static enum status check_refusals(const struct architecture *a, const char *name
     return OK;
 }
 
-/* A tensor of a block either is in the table or changes the model in a way that would be ignored. */
-static enum status check_block_tensor(const struct architecture *a, const char *name, const char *leaf,
-                                      struct error *e) {
-    if (spec_of(a, leaf)) return OK;
-    if (strstr(leaf, "lora"))
+/* Ignored without a word: what is no part of the stream, such as the head or a training's own numbers. */
+static bool harmless(const char *name) {
+    static const char *const parts[] = {"emb", "pos_emb", "ln0.", "ln_"}, *const words[] = {"lora", "adapter"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (!strncmp(name, parts[i], strlen(parts[i]))) return false;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strstr(name, words[i])) return !strncmp(name, "head.", 5);
+    return true;
+}
+
+/* A tensor of a block or of what stands around the blocks either is in the table or changes the model in a way that would
+ * be ignored. */
+static enum status check_tensor(const struct architecture *a, const char *name, const char *leaf, struct error *e) {
+    static const char *const around[] = {"emb.weight", "ln_out.weight", "ln_out.bias"};
+    for (size_t i = 0; i < sizeof around / sizeof *around; i++)
+        if (!strcmp(name, around[i])) return OK;
+    if (leaf ? spec_of(a, leaf) != NULL : harmless(name)) return OK;
+    if (strstr(name, "lora"))
         return fail(
             e, BAD_INPUT,
             "%.200s: LoRA weights lie beside the base weights and would be ignored in silence: merge them into the "
@@ -79,12 +92,12 @@ static enum status count_blocks(struct listing l, const struct architecture *a, 
     enum { MOST_L = 4096 };
     *L = 0;
     for (size_t i = 0; i < l.count; i++) {
-        const char *leaf = "", *name = l.tensors[i].name;
+        const char *leaf = NULL, *name = l.tensors[i].name;
         int block = split_name(name, &leaf);
         TRY(check_refusals(a, name, e));
         if (block >= MOST_L) return fail(e, BAD_INPUT, "%.200s: at most %d blocks are expected", name, MOST_L);
         if (block == 0 && !strncmp(leaf, "ln0.", 4)) continue;
-        if (block >= 0) TRY(check_block_tensor(a, name, leaf, e));
+        TRY(check_tensor(a, name, leaf, e));
         if (block >= *L) *L = block + 1;
     }
     return OK;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from .tokenizer import Tokenizer, load
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DEMO = Path(__file__).parent / "assets" / "demo"
+SHARD_OF = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")  # how Hugging Face names shards
 MOST_BLOCKS, MOST_THREADS = 4096, 1024  # what the core takes
 BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 MaxLayer = int | Literal["default"] | None
@@ -97,7 +99,7 @@ def open_model(options: Options, token: str | None = None) -> Opened:
             raise  # it names its file
         except ValueError as error:
             where = os.fspath(options.source)
-            raise CheckpointError(f"{where}: {error}{_of(checkpoint)}") from error
+            raise CheckpointError(f"{where}: {error}{_of(checkpoint, found)}") from error
     blocks = asked or core.config["n_layer"]
     return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
 
@@ -134,6 +136,11 @@ def _hub(options: Options, token: str | None) -> dict[str, Any]:
 
 def _find(options: Options, hub: dict[str, Any]) -> Source:
     """The files that the options name."""
+    if not isinstance(options.source, (str, os.PathLike)):
+        raise TypeError(
+            f"source is {reprlib.repr(options.source)}: expected a path, a hub repository "
+            "'org/name', or 'demo'"
+        )
     return resolve(
         DEMO if os.fspath(options.source) == "demo" else options.source,
         file=options.file,
@@ -143,8 +150,15 @@ def _find(options: Options, hub: dict[str, Any]) -> Source:
     )
 
 
-def _of(checkpoint: Checkpoint) -> str:
-    """What to add to a refusal of tensors that the file calls otherwise than the message."""
+def _of(checkpoint: Checkpoint, found: Source) -> str:
+    """What to add to a refusal of tensors: one shard alone, or other names than the message's."""
+    name = found.files[0].name
+    shard = SHARD_OF.search(name) if len(found.files) == 1 else None
+    if shard is not None and int(shard[1]) > 1:
+        return (
+            f". {name} is one of {int(shard[1])} shards: download all of them and the index, "
+            "and give their folder"
+        )
     if checkpoint.origin is None:
         return ""
     return (
@@ -191,7 +205,7 @@ def _blocks(max_layer: MaxLayer, checkpoint: Checkpoint) -> int:
 
 
 def _of_a_head(name: str) -> bool:
-    return name.startswith("head.") and name != "head.weight"
+    return name.startswith("head.") and "_head." in name
 
 
 def _heads(checkpoint: Checkpoint) -> dict[str, FloatArray]:

@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from makecheckpoint import write_safetensors
 from tinymodel import load, random_ids, random_weights
 
+import rwkvsts
 from rwkvsts import RWKV6, CheckpointError, DeviceError, State, _core
 
 Weights = dict[str, np.ndarray]
@@ -87,14 +90,30 @@ STRAYS = {
     "blocks.0.att.key.lora_A": "merge them into the base weights first",
     "blocks.1.att.key.bias": "RWKV-6 has no such tensor",
     "blocks.2.ffn.experts.0.weight": "RWKV-6 has no such tensor",
+    "emb.lora_A": "merge them into the base weights first",
+    "lora.blocks.0.att.key.A": "merge them into the base weights first",
+    "adapter.0.down.weight": "RWKV-6 has no such tensor",
+    "emb.bias": "RWKV-6 has no such tensor",
+    "emb_norm.weight": "RWKV-6 has no such tensor",
+    "pos_emb_x": "RWKV-6 has no such tensor",
+    "ln0.weight": "RWKV-6 has no such tensor",
+    "ln_out.scale": "RWKV-6 has no such tensor",
 }
 
 
 @pytest.mark.parametrize("name", STRAYS)
-def test_a_tensor_of_a_block_that_would_be_ignored_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_tensor_that_would_be_ignored_is_refused(tmp_path: Path, name: str) -> None:
     weights = {**random_weights(), name: np.ones((4, 4), np.float32)}
     with pytest.raises(CheckpointError, match=rf"{name}: .*{STRAYS[name]}"):
         load(tmp_path, weights)
+
+
+@pytest.mark.parametrize("name", ["head.lora_A", "head_q.weight", "extra", "optimizer.step"])
+def test_a_tensor_that_the_stream_does_not_need_is_ignored(tmp_path: Path, name: str) -> None:
+    weights = random_weights()
+    expected = load(tmp_path, weights).encode_ids([[1, 2]], layers="final").tobytes()
+    m = load(tmp_path, {**weights, name: np.ones((4, 4), np.float32)})
+    assert m.encode_ids([[1, 2]], layers="final").tobytes() == expected
 
 
 def test_a_missing_block_is_named(tmp_path: Path) -> None:
@@ -331,3 +350,26 @@ def test_a_forked_child_can_encode(tmp_path: Path) -> None:
         os._exit(0 if m.encode_ids(ids, layers=1).tobytes() == expected else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+def test_one_shard_alone_is_told(tmp_path: Path) -> None:
+    """A missing tensor is not what is wrong with it."""
+    shard = tmp_path / "model-00001-of-00003.safetensors"
+    write_safetensors(shard, without(random_weights(), "blocks.1."))
+    for source in (shard, tmp_path):
+        with pytest.raises(CheckpointError, match="is one of 3 shards: download all of them"):
+            rwkvsts.load(source, device="cpu", tokenizer=None)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"demo", ["demo"]])
+def test_a_source_of_another_type_is_told(source: Any) -> None:
+    with pytest.raises(TypeError, match="source is .*: expected a path, a hub repository"):
+        rwkvsts.load(source)
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.pth").symlink_to("gone.pth")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
+    for name in ("m.pth", "loop.pth"):
+        with pytest.raises(FileNotFoundError, match="found a link that leads nowhere"):
+            rwkvsts.load(tmp_path / name)

@@ -116,9 +116,10 @@ def _find(
         return _source(name, path.parent, beside(name, there, path.name, wanted))
     a_path = isinstance(source, os.PathLike) or name.endswith(WEIGHT_SUFFIXES)
     if a_path or not REPO_ID.fullmatch(name):
+        found = "a link that leads nowhere" if path.is_symlink() else "no such path"
         raise FileNotFoundError(
             f"no model at {name!r}: expected a weight file, a folder with one model, or a hub "
-            f"repository 'org/name'; found no such path. {_remedy(name)}"
+            f"repository 'org/name'; found {found}. {_remedy(name)}"
         )
     return _from_hub(name, wanted, place, local_files_only)
 
