@@ -383,6 +383,23 @@ class TestRefusals:
         assert corpus.to_folder(model, found, Path("out"), how).rows == 1
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (["--shard-rows", "-3"], "shard_rows=-3: expected 1 .. "),
+        (["--shard-rows", "0"], "shard_rows=0: expected 1 .. "),
+        (["--max-length", "0"], "max_length=0: expected 1 .. "),
+        (["--layers", "3,1,3"], "layers names 3 twice"),
+    ],
+)
+def test_a_wrong_option_begins_no_job(
+    how: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.txt").write_text("a\n")
+    assert cli.main(["embed", "a.txt", "--out", "out", "--device", "cpu", *how]) == 1
+    assert message in capsys.readouterr().err and not Path("out").exists()
+
+
 class TestMeter:
     def test_a_line_of_json_where_there_is_no_terminal(
         self, capsys: pytest.CaptureFixture[str]

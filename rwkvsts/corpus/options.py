@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..embedder import Layer
+from ..embedder import Layer, check_range
 from .blocks import OnEmpty, Survey
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Options:
     format: Literal["parquet", "npy"] = "parquet"
     shard_rows: int | None = None
     projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would end a job when its folder is begun, or write nothing at all."""
+        check_range("max_length", self.max_length, 1, sys.maxsize)
+        check_range("shard_rows", self.shard_rows, 1, sys.maxsize)
+        if twice := [x for at, x in enumerate(self.layers) if x in self.layers[:at]]:
+            raise ValueError(f"layers names {twice[0]} twice: name each layer once")
 
     def width(self, model: Any) -> int:
         """Numbers of an embedding that is written."""
