@@ -129,6 +129,11 @@ def test_refusals(step: PostProcess, rows: np.ndarray) -> None:
         copy.copy(step).fit(rows).transform(rows[:, :5])
 
 
+def test_a_step_must_say_what_it_does() -> None:
+    with pytest.raises(TypeError, match="_apply"):
+        PostProcess()
+
+
 def test_directions_need_two_rows(rows: np.ndarray) -> None:
     for step in (AllButTheTop(1), Whitening()):
         with pytest.raises(ValueError, match=r"a single row has no directions"):

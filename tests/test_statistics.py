@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import bootstrap, norm, spearmanr
 
 from rwkvsts.study import statistics
 
@@ -170,6 +170,23 @@ def test_p_of_a_difference_is_level_under_the_null_and_small_for_a_real_one() ->
     assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09
     better = statistics.spearman_difference(label[0], one[0], label[0])
     assert better.p < 1e-6 and better.value > 0
+
+
+def test_a_difference_is_that_of_resamples_drawn_out() -> None:
+    """Value, interval and p, from both correlations on the same pairs in every resample."""
+    rng = np.random.default_rng(4)
+    n, seed = 50, 7
+    label = tied(rng, n, 4)
+    one, other = tied(rng, n, 5) + label, rng.normal(size=n)
+    found = statistics.spearman_difference(one, other, label, resamples=150, seed=seed)
+    lead = [
+        spearmanr(one[d], label[d]).statistic - spearmanr(other[d], label[d]).statistic
+        for d in [np.arange(n), *np.random.default_rng(seed).integers(0, n, (150, n))]
+    ]
+    value, draws = lead[0], np.array(lead[1:])
+    p = 2 * norm.sf(abs(value) / draws.std(ddof=1))
+    expected = (value, *np.quantile(draws, (0.025, 0.975)), p)
+    assert (found.value, found.low, found.high, found.p) == pytest.approx(expected, rel=1e-9)
 
 
 def test_holm_by_hand() -> None:

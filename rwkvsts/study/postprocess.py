@@ -8,6 +8,7 @@ dtype of what came in outside.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,8 +19,8 @@ Array = NDArray[np.float64]
 Step = TypeVar("Step", bound="PostProcess")
 
 
-class PostProcess:
-    """A step after the embedding; those that learn override `fit`, all of them `_apply`."""
+class PostProcess(ABC):
+    """A step after the embedding; those that learn override `fit`, all of them give `_apply`."""
 
     def fit(self: Step, X: ArrayLike, y: object = None) -> Step:
         """Learn from rows [n, C] or [n, L, C]; returns itself. Labels are not looked at."""
@@ -35,8 +36,9 @@ class PostProcess:
         """`fit` and then `transform` of the same rows."""
         return self.fit(X, y).transform(X)
 
+    @abstractmethod
     def _apply(self, X: Array) -> Array:
-        raise NotImplementedError
+        """The change itself, of rows in float64."""
 
 
 class Standardise(PostProcess):
