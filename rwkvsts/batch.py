@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .embedder import Prompt, check_range
+from .embedder import Prompt, check_range, check_texts
 from .progress import bar
 from .tokenizer import Tokenizer
 
@@ -62,9 +62,7 @@ def from_texts(
     )
 
     def prepare(texts: Sequence[Any], first: int) -> Batch:
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"{name}[{first + i}] is {type(text).__name__}: expected str")
+        check_texts(texts, name, first)
         try:
             encoded = tokenizer.encode_many(texts)
         except ValueError:
@@ -234,7 +232,7 @@ def join(pieces: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Id lists as one array [T], and where each begins [S+1]."""
     start = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=start[1:])
-    return np.concatenate(pieces), start
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int32), start
 
 
 def _not_empty(

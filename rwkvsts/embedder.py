@@ -7,10 +7,11 @@ wrong argument is refused with the same words by all.
 
 from __future__ import annotations
 
+import io
 import operator
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -149,14 +150,14 @@ class Request:
             expected = f"expected one of {', '.join(model.poolings)}"
             raise ValueError(f"pooling={reprlib.repr(pooling)}: {expected}")
         one = isinstance(layers, (int, str, np.integer))
-        if not one and not isinstance(layers, Iterable):
+        if not one and (not isinstance(layers, Iterable) or isinstance(layers, Set)):
             raise TypeError(f"layers={reprlib.repr(layers)}: expected a layer or a list of layers")
         listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
         if not listed:
             raise ValueError("layers is empty: name at least one")
         place = {layer: i for i, layer in enumerate(model.layers)}
         for layer in listed:
-            if isinstance(layer, bool) or layer not in place:
+            if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
                 held = _in_words(model.layers)
                 raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
         return cls(tuple(place[layer] for layer in listed), one, pooling, normalize, out)
@@ -192,8 +193,6 @@ def as_list(texts: str | Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
     if isinstance(texts, str):
         return [texts], ()
     listed = listed_items("texts", texts)
-    if not listed:
-        raise ValueError("there is nothing to encode: the list is empty")
     return listed, (len(listed),)
 
 
@@ -212,13 +211,23 @@ def listed_items(name: str, items: Any) -> list[Any]:
         remedy = "it has no order; give sorted(...) or a list"
     elif hasattr(items, "columns"):  # a table of pandas, polars or pyarrow
         remedy = "its column names would be taken; give one column"
-    elif not isinstance(items, Iterable):
+    elif isinstance(items, io.IOBase):
+        remedy = "its lines would be taken with their ends; give file.read().splitlines()"
+    elif not isinstance(items, Iterable) or (isinstance(items, np.ndarray) and not items.ndim):
         remedy = (
             "expected a str or a list of str" if name == "texts" else "expected a list of lists"
         )
     if remedy is not None:
         raise TypeError(f"{name} is {kind}: {remedy}")
-    return list(items)
+    column = getattr(items, "to_pylist", None)  # of pyarrow, whose items are no Python objects
+    return list(items) if column is None else list(column())
+
+
+def check_texts(texts: Sequence[Any], name: str = "texts", first: int = 0) -> None:
+    """TypeError for an item that is no text; `first` is the place of the first among all."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{first + i}] is {type(text).__name__}: expected str")
 
 
 def check_range(name: str, value: int | None, least: int, most: int) -> None:

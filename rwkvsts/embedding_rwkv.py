@@ -191,9 +191,9 @@ class EmbeddingRWKV(RWKV7):
         how: Pass,
     ) -> FloatArray:
         """axes : (S,), or () where the caller gave one str and wants no first axis."""
-        if not items:
-            raise ValueError("there is nothing to encode: the list is empty")
         result, rows = request.result(axes, self.width)
+        if not items:
+            return result
         names = [self.layers[column] for column in request.columns]
         final = len(super().layers) - 1
         streams = np.array([min(column, final) for column in request.columns], np.int32)

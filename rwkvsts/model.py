@@ -486,9 +486,9 @@ class RWKV:
         how: Pass,
     ) -> FloatArray:
         """axes : (S,), or () where the caller gave one str and wants no first axis."""
-        if not items:
-            raise ValueError("there is nothing to encode: the list is empty")
         result, rows = request.result(axes, self.width)
+        if not items:
+            return result
         with batch.Bar(len(items), how.show_progress) as bar:
             for first, read in batch.ahead(items, prepare):
                 part = rows[first : first + len(read.start) - 1]

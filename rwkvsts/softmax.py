@@ -30,6 +30,7 @@ from .embedder import (
     Request,
     as_list,
     check_range,
+    check_texts,
     listed_items,
     middle_layer,
 )
@@ -296,9 +297,7 @@ class CausalLM:
         if self.tokenizer is None:
             raise ValueError("the model was made without a tokenizer: use encode_ids")
         check_range("max_length", max_length, 1, sys.maxsize)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{i}] is {type(text).__name__}: expected str")
+        check_texts(texts)
         before = self._first_ids() + self._ids(prompt.before)
         between, after = [self._ids(piece) for piece in prompt.between], self._ids(prompt.after)
         sequences, skips = [], []
@@ -328,12 +327,12 @@ class CausalLM:
         request: Request,
         how: _Pass,
     ) -> FloatArray:
+        result, rows = request.result(axes, self.width)
         if not sequences:
-            raise ValueError("there is nothing to encode: the list is empty")
+            return result
         first = np.maximum(skips, 1) if how.skip_first else np.asarray(skips)
         lengths = np.array([len(ids) for ids in sequences])
         check_left(first, lengths, how.items, 0)
-        result, rows = request.result(axes, self.width)
         with Bar(len(sequences), how.show_progress) as bar:
             bar.expect(0, int(lengths.sum()))
             done = 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .embedder import FloatArray, Layer, Layers, Prompt, Request, as_list, check_range
+from .embedder import FloatArray, Layer, Layers, Prompt, Request, as_list, check_range, check_texts
 from .errors import CheckpointError
 
 BATCH = 32  # texts of a pass by default
@@ -137,6 +137,10 @@ class Trained:
         request = Request.of(self, "final" if layers is None else layers, pooling, normalize, out)
         pieces = Prompt.of(prompt)
         listed, axes = as_list(texts)
+        check_texts(listed)
+        result, rows = request.result(axes, self.width)
+        if not listed:
+            return result
         read = [
             pieces.before + "".join(text + piece for piece in (*pieces.between, pieces.after))
             for text in listed
@@ -154,7 +158,6 @@ class Trained:
             )
         finally:
             self._model.max_seq_length = own
-        result, rows = request.result(axes, self.width)
         rows[:] = np.asarray(found, np.float32)[:, None]
         request.finish(rows)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ CONTAINERS = {
     "a frozen set": (frozenset("ab"), "texts is frozenset: it has no order"),
     "a number": (3, "texts is int: expected a str or a list of str"),
     "nothing": (None, "texts is NoneType: expected a str or a list of str"),
+    "an open file": (io.StringIO("a\n"), "texts is StringIO: its lines would be"),
+    "an array without an axis": (np.array("a"), "texts is ndarray: expected a str or a"),
     "a list of lists": ([["a"]], r"texts\[0\] is list: expected str"),
     "a cell of bytes": (["a", b"b"], r"texts\[1\] is bytes: expected str"),
 }
@@ -38,6 +41,24 @@ def test_containers_that_are_no_list_of_texts(tiny: RWKV, case: str) -> None:
     texts, message = CONTAINERS[case]
     with pytest.raises(TypeError, match=message):
         tiny.encode(texts, layers=0)  # type: ignore[arg-type]
+
+
+def test_no_text_gives_no_row(tiny: RWKV) -> None:
+    assert tiny.encode([], layers=0).shape == (0, 64)
+    assert tiny.encode(iter(()), layers=[0, 1], normalize=True).shape == (0, 2, 64)
+    assert tiny.encode_ids([], layers=[0]).shape == (0, 1, 64)
+    assert tiny.branch([], ["a", "b"], layers=0).shape == (0, 2, 64)
+    assert tiny.encode_states([], layers=0, width=5).shape == (0, 5)
+    assert tiny.norms([], layers=0, positions=3).shape == (0, 1, 3)
+
+
+def test_columns_of_pyarrow_are_taken(tiny: RWKV) -> None:
+    pa = pytest.importorskip("pyarrow", reason="whose scalars are no str")
+    expected = tiny.encode(["one", "two"], layers=0).tobytes()
+    for column in (pa.array(["one", "two"]), pa.chunked_array([["one"], ["two"]])):
+        assert tiny.encode(column, layers=0).tobytes() == expected
+    with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
+        tiny.encode(pa.array(["one", None]), layers=0)
 
 
 def test_tables_are_refused_and_their_columns_taken(tiny: RWKV) -> None:
@@ -77,6 +98,8 @@ def test_containers_that_are_no_lists_of_ids(tiny: RWKV, ids: Any, message: str)
         ({"max_length": True}, ValueError, "max_length=True"),
         ({"batch_tokens": "9"}, TypeError, "batch_tokens='9'"),
         ({"layers": "0"}, ValueError, "layer '0': this model holds layers 0"),
+        ({"layers": {0, 1}}, TypeError, r"layers=\{0, 1\}: expected a layer or a list"),
+        ({"layers": [[0]]}, ValueError, r"layer \[0\]: this model holds"),
         ({"pooling": None}, ValueError, "pooling=None: expected one of mean"),
     ],
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..embedder import FloatArray, Layer, Layers, Request, as_list
+from ..embedder import FloatArray, Layer, Layers, Request, as_list, check_texts
 from .baselines import WordVectors, split_words
 
 RECIPES = ("average", "sif", "usif")
@@ -131,6 +131,7 @@ class Words:
             raise ValueError(f"recipe={self.recipe!r}: call fit on train sentences first")
         request = Request.of(self, "final" if layers is None else layers, pooling, normalize, out)
         listed, axes = as_list(texts)
+        check_texts(listed)
         result, rows = request.result(axes, self.width)
         for row, text in zip(rows, listed, strict=True):
             vector = self._sum(text, max_length)
