@@ -136,6 +136,10 @@ class TestRows:
         ("name", "content", "message"),
         [
             ("a.txt", b"one\ntw\xffo\n", "line 2: not UTF-8 at byte 2"),
+            ("a.txt", "one\n".encode("utf-16"), "a.txt is in UTF-16: save it as UTF-8"),
+            ("a.txt", b"PAR1....", "is a Parquet file"),
+            ("a.csv", b"PK\3\4....", "a.csv is a zip: unpack it"),
+            ("a.jsonl", b"<!DOCTYPE html>\n", "is a web page"),
             ("a.txt.gz", gzip.compress(b"one\n" * 99)[:-9], "not readable as text after line 0"),
             ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: no JSON"),
             ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2: expected a JSON object a line"),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..data.readers import foreign_text
 from ..errors import DataError
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
@@ -74,11 +75,16 @@ class Source:
         import pyarrow
 
         with self.open() as file:
-            start = file.read(4)
+            start = file.read(100)
             file.seek(0)
             packing = next((MAGIC[m] for m in MAGIC if start.startswith(m)), None)
             if packing and self.format == "parquet":
                 raise DataError(f"{self.name}: Parquet is compressed inside; decompress the file")
+            if not packing and self.format != "parquet":
+                what = foreign_text(start)
+                # A text may begin as a web page does.
+                if what and not (self.format == "text" and start.lstrip().startswith(b"<")):
+                    raise DataError(f"{self.name} is {what}")
             try:
                 yield pyarrow.input_stream(file, compression=packing) if packing else file
             except Exception:
