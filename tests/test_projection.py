@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from makecheckpoint import write_safetensors
+from test_callers import MODES, X86, processor
 from tinymodel import random_weights
 
 from rwkvsts import RWKV6, DataError, cli, corpus
@@ -72,6 +73,17 @@ def test_sums_are_exact_so_that_no_order_and_no_company_changes_a_bit(
             exact = sum(a * b for a, b in zip(steps, column, strict=True))
             value = np.float32(exact * 2.0 ** (power - 23) * fitted.unit[0, k])
             assert found[n, 0, k] == value
+
+
+@pytest.mark.skipif(not X86, reason="sets the modes of an x86-64 processor")
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_processor_change_no_bit(
+    model: RWKV6, fitted: corpus.Projection, mode: str
+) -> None:
+    rows = model.encode(TEXTS, [2, "final"], "max", "p ")
+    expected = fitted.transform(rows, normalize=True)
+    with processor(MODES[mode]):
+        assert np.array_equal(fitted.transform(rows, normalize=True), expected)
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone(fitted: corpus.Projection) -> None:

@@ -269,6 +269,17 @@ def test_a_full_disk_leaves_the_old_files_and_is_named(
     assert snapshot(out) == before and not (out / ".new").exists()
 
 
+def test_a_library_that_fails_while_it_cleans_up_does_not_hide_the_full_disk() -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            None.pos  # type: ignore[attr-defined]  # noqa: B018  # as matplotlib's PDF writer
+    except AttributeError as error:
+        assert folder._reason(error) == "No space left on device"
+    assert folder._reason(ValueError("a b")) == "a b"
+
+
 @pytest.mark.usefixtures("quick")
 def test_files_change_together_wherever_the_process_ends(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -303,7 +303,11 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__  # a library that cleans up after a full disk may fail in that
+    error = cause or error
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(words.split()) or type(error).__name__
 
