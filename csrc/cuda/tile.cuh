@@ -63,6 +63,22 @@ static __device__ __forceinline__ uint32_t &pair(void *m, int rows, int t) {
     return at<uint32_t>(m, (rows + (int)threadIdx.x % 32 * 4 ^ mix16(t)) + t * 128);
 }
 
+/* As sum_many: lanes 2 t and 2 t + 1 are left with the sum of token t. By recursion, so that `a` stays in registers. */
+template <int COUNT> static __device__ __forceinline__ float sum_tokens(float *a) {
+    constexpr int HALF = COUNT / 2, DISTANCE = 16 * COUNT / TILE;
+    if constexpr (COUNT == 1) {
+        return a[0] + __shfl_xor_sync(~0u, a[0], 1);
+    } else {
+        bool upper = threadIdx.x & DISTANCE;
+#pragma unroll
+        for (int i = 0; i < HALF; i++) {
+            float send = upper ? a[i] : a[i + HALF], keep = upper ? a[i + HALF] : a[i];
+            a[i] = keep + __shfl_xor_sync(~0u, send, DISTANCE);
+        }
+        return sum_tokens<HALF>(a);
+    }
+}
+
 /* ---- norms: eight lanes a token, eight columns a lane ------------------------------------------------------------ */
 
 static __device__ __forceinline__ void load8(float *a, const float *p) {

@@ -188,22 +188,6 @@ static __device__ __forceinline__ void store_ends(struct shared *m, int r, int k
     *(float2 *)(total + 2 * (threadIdx.x % 32)) = p;
 }
 
-/* As sum_many, in the form that this kernel's registers were measured with: the other moves its spills about. */
-template <int COUNT> static __device__ __forceinline__ float sum_tokens(float *a) {
-    constexpr int HALF = COUNT / 2, DISTANCE = 16 * COUNT / TILE;
-    if constexpr (COUNT == 1) {
-        return a[0] + __shfl_xor_sync(~0u, a[0], 1);
-    } else {
-        bool upper = threadIdx.x & DISTANCE;
-#pragma unroll
-        for (int i = 0; i < HALF; i++) {
-            float send = upper ? a[i] : a[i + HALF], keep = upper ? a[i + HALF] : a[i];
-            a[i] = keep + __shfl_xor_sync(~0u, send, DISTANCE);
-        }
-        return sum_tokens<HALF>(a);
-    }
-}
-
 /* first, second: products of tokens 0..7 and 8..15 of X with themselves; only where both belong together is kept. */
 static __device__ __forceinline__ void square(float first[4], float second[4], const rows16 &x) {
 #pragma unroll

@@ -17,6 +17,7 @@
 #include "rwkv7/delta.cuh"
 #include "tile.cuh"
 
+enum { GROUP = 4 };
 enum { WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE };
 enum { BLOCKS = 6 };  /* a multiprocessor: what shared memory has room for */
 enum { STRIDE = 20 }; /* floats of a row of a matrix between tokens */
@@ -98,13 +99,23 @@ static __device__ __forceinline__ void blend_values(struct shared::tile *m, cons
     const float2 v0 = load2(a.v0 + column);
     const int vs = offset(m, m->v), values = offset(m, m->back), firsts = offset(m, m->v_first);
 #pragma unroll
-    for (int t = 0; t < TILE; t++) {
-        const float2 v = unpack(pair(m, vs, t)), first = unpack(pair(m, firsts, t)), d = unpack(pair(m, values, t));
-        pair(m, vs, t) = pack2<bf16>(blend(v.x, first.x, v0.x + d.x), blend(v.y, first.y, v0.y + d.y));
+    for (int t = 0; t < TILE; t += GROUP) {
+        float2 v[GROUP], first[GROUP], d[GROUP];
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            v[i] = unpack(pair(m, vs, t + i));
+            first[i] = unpack(pair(m, firsts, t + i));
+            d[i] = unpack(pair(m, values, t + i));
+        }
+#pragma unroll
+        for (int i = 0; i < GROUP; i++)
+            pair(m, vs, t + i) =
+                pack2<bf16>(blend(v[i].x, first[i].x, v0.x + d[i].x), blend(v[i].y, first[i].y, v0.y + d[i].y));
     }
 }
 
-/* A, B, K and R in place, and what a token's columns sum to. Tokens from `count` on are zero and do not decay. */
+/* A, B, K and R in place, and what a token's columns sum to. Tokens from `count` on are zero and do not decay. Tokens go by
+ * in groups, as no load passes a store: else each would wait for the one before. */
 static __device__ __forceinline__ void make_rows(struct shared::tile *m, const struct wkv7_args &a, int column,
                                                  int count) {
     const int lane = threadIdx.x % 32, rs = offset(m, m->r), ks = offset(m, m->k), as = offset(m, m->away),
@@ -114,25 +125,40 @@ static __device__ __forceinline__ void make_rows(struct shared::tile *m, const s
     float2 exponent = make_float2(0, 0), before = make_float2(1, 1); /* of the decay so far; that before the token */
     float squares[TILE], bonus[TILE];
 #pragma unroll
-    for (int t = 0; t < TILE; t++) {
-        const float2 r = unpack(pair(m, rs, t)), k = unpack(pair(m, ks, t)), rate = unpack(pair(m, as, t)),
-                     d = *(const float2 *)&m->decay[t][2 * lane];
-        const float2 al = make_float2(sigmoid_approx(a0.x + rate.x), sigmoid_approx(a0.y + rate.y));
-        const float2 kk = times(k, k_k), key = make_float2(k.x * __fmaf_rn(al.x - 1.0f, k_a.x, 1.0f),
-                                                           k.y * __fmaf_rn(al.y - 1.0f, k_a.y, 1.0f));
-        if (t < count) exponent.x += decay_exponent(w0.x + d.x), exponent.y += decay_exponent(w0.y + d.y);
-        const float2 decay = make_float2(exp2_fast(exponent.x), exp2_fast(exponent.y));
-        const float2 grow = make_float2(exp2_fast(-exponent.x), exp2_fast(-exponent.y));
-        squares[t] = __fmaf_rn(kk.x, kk.x, __fmul_rn(kk.y, kk.y));
-        bonus[t] = __fmaf_rn(r.x * key.x, r_k.x, __fmul_rn(r.y * key.y, r_k.y));
-        pair(m, rs, t) = pack(times(r, decay));
-        pair(m, ks, t) = pack(times(key, grow));
-        pair(m, as, t) = pack2<bf16>(-kk.x * before.x, -kk.y * before.y);
-        pair(m, bs, t) = pack(times(times(kk, al), grow));
-        before = decay;
+    for (int t = 0; t < TILE; t += GROUP) {
+        uint32_t r[GROUP], k[GROUP], rate[GROUP];
+        float2 d[GROUP];
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            r[i] = pair(m, rs, t + i), k[i] = pair(m, ks, t + i), rate[i] = pair(m, as, t + i);
+            d[i] = *(const float2 *)&m->decay[t + i][2 * lane];
+        }
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            const bool there = t + i < count;
+            exponent.x += there ? decay_exponent(w0.x + d[i].x) : 0;
+            exponent.y += there ? decay_exponent(w0.y + d[i].y) : 0;
+            d[i] = exponent;
+        }
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            const float2 write = unpack(k[i]), read = unpack(r[i]), add = unpack(rate[i]);
+            const float2 al = make_float2(sigmoid_approx(a0.x + add.x), sigmoid_approx(a0.y + add.y));
+            const float2 kk = times(write, k_k), key = make_float2(write.x * __fmaf_rn(al.x - 1.0f, k_a.x, 1.0f),
+                                                                   write.y * __fmaf_rn(al.y - 1.0f, k_a.y, 1.0f));
+            const float2 decay = make_float2(exp2_fast(d[i].x), exp2_fast(d[i].y));
+            const float2 grow = make_float2(exp2_fast(-d[i].x), exp2_fast(-d[i].y));
+            squares[t + i] = __fmaf_rn(kk.x, kk.x, __fmul_rn(kk.y, kk.y));
+            bonus[t + i] = __fmaf_rn(read.x * key.x, r_k.x, __fmul_rn(read.y * key.y, r_k.y));
+            pair(m, rs, t + i) = pack(times(read, decay));
+            pair(m, ks, t + i) = pack(times(key, grow));
+            pair(m, as, t + i) = pack2<bf16>(-kk.x * before.x, -kk.y * before.y);
+            pair(m, bs, t + i) = pack(times(times(kk, al), grow));
+            before = decay;
+        }
     }
     *(float2 *)&m->total[2 * lane] = before;
-    const float length = sqrtf(sum_many<TILE>(squares)), sum = sum_many<TILE>(bonus);
+    const float length = sqrtf(sum_tokens<TILE>(squares)), sum = sum_tokens<TILE>(bonus);
     if (lane % 2) return; /* lanes 2 t and 2 t + 1 hold the sums of token t */
     m->scale[lane / 2] = 1.0f / fmaxf(length, 1e-12f);
     m->bonus[lane / 2] = sum;
