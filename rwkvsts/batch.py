@@ -38,7 +38,7 @@ Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the fi
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them,
 LONG = 1 << 22  # or so many characters or ids: Ctrl-C waits for the slice that a thread prepares
-FIRST = 512  # items of the first slice, which nothing runs beside: a GPU would wait for 8192
+FIRST = 512  # texts of the first slice, which nothing runs beside: a GPU would wait for 8192
 QUIET = 20_000  # tokens: what takes but a moment shows no bar
 NO_PROMPT = Prompt()
 
@@ -129,9 +129,10 @@ def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]
 def _cuts(items: Sequence[Any]) -> list[int]:
     """Where slices begin, and the end of the last."""
     cuts, size = [0], 0
+    first = min(FIRST, SLICE) if items and isinstance(items[0], str) else SLICE  # ids are ready
     for i, item in enumerate(items):
         length = length_hint(item)  # 0 of what has none: prepare refuses it
-        most = min(FIRST, SLICE) if len(cuts) == 1 else SLICE
+        most = first if len(cuts) == 1 else SLICE
         if i - cuts[-1] == most or (size and size + length > LONG):
             cuts.append(i)
             size = 0
