@@ -156,7 +156,11 @@ def readings(config: StudyConfig) -> list[Reading]:
             Reading(tokenizer, config.lead, pooling, skip, prompt, config.layers, config.posts)
             for tokenizer, skip, pooling, prompt in listed
         ]
-    return list(dict.fromkeys(r for reading in asked if (r := _meant(reading)) is not None))
+    posts: dict[Reading, tuple[str, ...]] = {}  # two recipes may read alike: one pass serves both
+    for reading in filter(None, map(_meant, asked)):
+        alike = replace(reading, posts=())
+        posts[alike] = tuple(dict.fromkeys((*posts.get(alike, ()), *reading.posts)))
+    return [replace(reading, posts=listed) for reading, listed in posts.items()]
 
 
 def endings(prompt: str | None) -> tuple[str, list[tuple[int, str]]] | None:
@@ -202,7 +206,7 @@ def _recipe(name: str) -> list[Reading]:
     posts = tuple(post for post in POSTS if post != "filter")  # not every file has a head
     return [
         *(Reading("world", True, p, layers="all", posts=posts) for p in ("mean", "weighted")),
-        Reading("world", True, "mean", True, layers="all"),
+        Reading("world", False, "mean", True, layers="all"),  # token 0 first: nothing to skip
         Reading("world", True, STATE, layers="all"),
         *(
             Reading("world", True, pooling, prompt=PROMPTS[prompt], layers="all", posts=posts)
