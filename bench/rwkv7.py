@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from checkpoint import noise
@@ -34,6 +33,7 @@ from rwkvsts.opening import Opened
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 Ids = list[np.ndarray]
+Run = Callable[[Ids], tuple[np.ndarray, float]]  # rows, and the seconds that they took
 Tensors = dict[str, np.ndarray]  # bfloat16 bits under BlinkDL's names
 RANKS = "wavg"
 PACK = 16384  # tokens of a call of flash-linear-attention
@@ -276,40 +276,46 @@ def write_gguf(path: Path, tensors: Tensors, s: Size, kind: str) -> None:
     w.close()
 
 
-def llama(tensors: Tensors, s: Size, dtype: str, threads: int) -> Callable[[Ids], np.ndarray]:
-    """llama.cpp as an embedder, as cpu_peers.py runs it for RWKV-6."""
+def llama(tensors: Tensors, s: Size, dtype: str, threads: int) -> Run:
+    """llama.cpp as an embedder, as cpu_peers.py runs it for RWKV-6; opening does not count."""
     import cpu_peers
 
     kind = "BF16" if dtype == "bfloat16" else "F32"
     path = Path(tempfile.mkdtemp()) / f"rwkv7.{kind}.gguf"
     write_gguf(path, tensors, s, kind)
-    return lambda ids: cpu_peers.llama(path, [one.tolist() for one in ids], threads)["rows"]
+
+    def run(ids: Ids) -> tuple[np.ndarray, float]:
+        found = cpu_peers.llama(path, [one.tolist() for one in ids], threads)
+        return found["rows"], sum(map(len, ids)) / found["tokens/s"]
+
+    return run
 
 
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def seconds(run: Callable[[Ids], Any], ids: Ids) -> float:
-    start = time.perf_counter()
-    run(ids)
-    return time.perf_counter() - start
+def timed(run: Callable[[Ids], np.ndarray]) -> Run:
+    def both(ids: Ids) -> tuple[np.ndarray, float]:
+        start = time.perf_counter()
+        rows = run(ids)
+        return rows, time.perf_counter() - start
+
+    return both
 
 
-def measure(
-    programs: dict[str, Callable[[Ids], np.ndarray]], ids: Ids, flop: int, turns: int
-) -> None:
+def measure(programs: dict[str, Run], ids: Ids, flop: int, turns: int) -> None:
     """All programs in turn; the first turn warms up and does not count."""
     tokens, times = sum(map(len, ids)), {name: [] for name in programs}
     for turn in range(turns + 1):
         for name, run in programs.items():
-            took = seconds(run, ids)
+            _, took = run(ids)
             if turn:
                 times[name].append(took)
     for name, all_times in times.items():
         best, median = tokens / min(all_times), tokens / statistics.median(all_times)
         rate = f"{best:,.0f} tokens/s, median {median:,.0f}, {best * flop / 1e12:.2f} TFLOP/s"
         print(f"    {name}: {rate}", flush=True)
-    ours, *others = (programs[name](ids[:64]) for name in programs)
+    ours, *others = (programs[name](ids[:64])[0] for name in programs)
     for name, rows in zip(list(programs)[1:], others, strict=True):
         dots = (ours * rows).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(rows, axis=1)
         print(f"    lowest cosine of {name} to ours: {dots.min():.5f}", flush=True)
@@ -335,16 +341,16 @@ def open_model(tensors: Tensors, device: str, dtype: str, threads: int | None) -
 
 def programs_of(
     m: rwkvsts.RWKV7, tensors: Tensors, size: Size, args: argparse.Namespace
-) -> dict[str, Callable[[Ids], np.ndarray]]:
+) -> dict[str, Run]:
     """Ours first, then what is installed of the others."""
-    programs = {"rwkvsts": lambda ids: m.encode_ids(ids, "final", show_progress=False)}
+    programs = {"rwkvsts": timed(lambda ids: m.encode_ids(ids, "final", show_progress=False))}
     if not args.peers:
         return programs
     cuda = m.device.startswith("cuda")
     peer = "flash-linear-attention" if cuda else "llama.cpp"
     try:
         programs[peer] = (
-            fla(tensors, size)
+            timed(fla(tensors, size))
             if cuda
             else llama(tensors, size, m.dtype, args.threads or threads_here())
         )
@@ -367,7 +373,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         print(f"  {kind}: {len(ids)} texts, {sum(map(len, ids)):,} tokens", flush=True)
         measure(programs, ids, size.flop, args.turns)
     one = [np.arange(1, 21, dtype=np.int32)]
-    alone = [seconds(programs["rwkvsts"], one) for _ in range(30)]
+    alone = [programs["rwkvsts"](one)[1] for _ in range(30)]
     print(f"  one text of 20 tokens: {1e3 * statistics.median(alone[10:]):.2f} ms")
     print("  memory:", {what: f"{n / 1e9:.3f} GB" for what, n in m.memory().items()}, flush=True)
     if args.check:
