@@ -465,6 +465,7 @@ class TestOverlap:
         (["--id-column", "id"], "name the layers by --layers"),
         (["--id-column", "id", "--layers", "1", "--shard-rows", "9"], "--shard-rows is not known"),
         (["--id-column", "id", "--layers", "1", "--input-format", "text"], "inputs of text"),
+        (["--id-column", "id", "--layers", "1", "--device", "cuda:1"], "--device cuda:1 is not"),
     ],
 )
 def test_ray_refuses_what_it_has_no_part_for(

@@ -125,6 +125,9 @@ def test_started_again_it_skips_what_stands(cluster: Any, weights: Path, tmp_pat
     other = corpus.Options(layers=(1,), on_empty="null")
     with pytest.raises(DataError, match="a job that differs: embedding.layers was"):
         to_folder(ray.data.read_parquet(everything), out, weights, COLUMNS, other, **LOAD)
+    coarse = {**LOAD, "dtype": "bfloat16"}
+    with pytest.raises(DataError, match="differs: load.dtype was 'float32' and is 'bfloat16'"):
+        to_folder(ray.data.read_parquet(everything), out, weights, COLUMNS, OPTIONS, **coarse)
 
 
 def test_the_command_on_a_cluster(cluster: Any, weights: Path, tmp_path: Path) -> None:

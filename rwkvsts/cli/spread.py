@@ -47,7 +47,7 @@ def spread(
     to_folder(
         _dataset(form, [os.path.abspath(source.name) for source in sources], columns),
         args.out,
-        args.model,
+        _anywhere(args.model),
         columns,
         options,
         gpus=1 if cuda else 0,
@@ -67,6 +67,7 @@ def _check(args: argparse.Namespace, sources: list[corpus.Source]) -> str:
         ("--format npy", args.format != "parquet"),
         ("--shard-rows", args.shard_rows),
         ("--batch-tokens", args.batch_tokens),
+        (f"--device {args.device}", args.device.startswith("cuda:")),
         ("--out with a .npy file", args.out.lower().endswith(".npy")),
     ):
         if given:
@@ -81,6 +82,12 @@ def _check(args: argparse.Namespace, sources: list[corpus.Source]) -> str:
             f"--ray: inputs of {', '.join(forms)}; expected files of one of {', '.join(READ)}"
         )
     return forms[0]
+
+
+def _anywhere(model: str) -> str:
+    """The model's name as actors understand it, which run in another folder."""
+    here = model != "demo" and os.path.exists(model)
+    return os.path.abspath(model) if here else model
 
 
 def _dataset(form: str, paths: list[str], columns: corpus.Columns) -> Any:

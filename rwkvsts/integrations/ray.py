@@ -43,6 +43,7 @@ except ImportError as error:
     absent(error, "ray")
 
 JOB = "_job.json"
+BITS = ("revision", "file", "tokenizer", "device", "dtype")  # options of load that change them
 
 
 class Embedder:
@@ -118,7 +119,7 @@ def to_folder(
     if columns.id is None:
         raise DataError("Ray skips the rows that are done by their ids: name the id column")
     folder = Path(out).absolute()
-    _same_job(folder, model, columns, options)
+    _same_job(folder, model, columns, options, load)
     context = ray.data.DataContext.get_current()
     before = context.checkpoint_config
     context.checkpoint_config = CheckpointConfig(
@@ -149,11 +150,14 @@ def _room(gpus: float, threads: int) -> int:
     return max(int((resources.get("CPU", 1) - machines) / threads), 1)
 
 
-def _same_job(folder: Path, model: Source, columns: Columns, options: Options) -> None:
+def _same_job(
+    folder: Path, model: Source, columns: Columns, options: Options, load: dict[str, Any]
+) -> None:
     """Note what the folder is embedded with; refuse to go on with anything else."""
     source = os.fspath(model)
     about = {
         "model": os.path.basename(source) if os.path.isabs(source) else source,
+        "load": {name: load.get(name) for name in BITS},
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
         "embedding": options.embedding(),
         "output": {"dtype": options.dtype, "on_empty": options.on_empty},
