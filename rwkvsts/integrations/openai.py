@@ -165,7 +165,7 @@ class _Server:
         """What a request gets of projected rows: as many directions as it asked for."""
         if self.projection is None:
             return rows
-        cut = rows[:, :dimensions].copy()
+        cut: Rows = rows[:, :dimensions].copy()
         if self.normalize:
             to_unit_length(cut)
         return cut

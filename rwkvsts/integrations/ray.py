@@ -67,7 +67,8 @@ class Embedder:
         options: Options | None = None,
         **load: Any,
     ) -> None:
-        self.model = opened(model, **{"max_layer": highest(options and options.layers), **load})
+        layers = None if options is None else options.layers
+        self.model = opened(model, **{"max_layer": highest(layers), **load})
         self._columns = columns
         self._options = options or Options((self.model.default_layer,))
         check(self.model, self._options)
