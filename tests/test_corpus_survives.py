@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,7 +218,8 @@ def test_a_full_disk(
     disk.mkdir()
     size = sum(map(len, expected.values())) // 2
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+    may = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not may or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small file system can be mounted by root alone, outside a sandbox")
     try:
         out = disk / "out"
