@@ -160,6 +160,7 @@ class TestRows:
             ("a.jsonl", b'{"text": ' + b"[" * 5000 + b"\n", "line 1: no JSON (too deeply nested)"),
             ("a.csv", b"id,text\n1,a\n2,b,c\n", "Row #3: Expected 2 columns, got 3"),
             ("a.csv", b"id,text\n1,a\n2,\xff\n", "Row #3"),
+            ("a.csv", b"x" * 5000 + b",body\n1,a\n", "no column 'text'; found 'xxx"),
             ("a.csv", b"id,body\n1,a\n", "no column 'text'; found 'id', 'body'"),
             ("a.csv", b"", "Empty CSV file"),
             ("a.parquet", b"PAR1 not", "not readable as parquet"),

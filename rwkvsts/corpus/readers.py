@@ -291,7 +291,9 @@ def _need(source: Source, columns: Columns, found: list[str]) -> None:
     for name in columns.all:
         if name not in found:
             option = "--column" if name == columns.text else "--id-column or --keep"
-            listed = ", ".join(map(repr, found[:20])) + (", ..." if len(found) > 20 else "")
+            listed = ", ".join(repr(one[:40]) for one in found[:20]) + (
+                ", ..." if len(found) > 20 else ""
+            )
             raise DataError(
                 f"{source.name}: there is no column {name!r}; found {listed}: name one by {option}"
             )

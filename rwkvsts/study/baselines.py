@@ -165,7 +165,7 @@ def _first_line(path: Path, raw: bytes) -> tuple[int | None, int]:
     if what := foreign_text(raw):
         raise DataError(f"{path} is {what}")
     cells = raw.split()
-    header = len(cells) == 2 and all(cell.isdigit() for cell in cells)
+    header = len(cells) == 2 and all(c.isdigit() and len(c) < 20 for c in cells)
     if header and int(cells[0]) and 0 < int(cells[1]) <= LONGEST_LINE:
         return int(cells[0]), int(cells[1])
     numbers = 0
@@ -215,7 +215,8 @@ def _vector(path: Path, line: int, numbers: bytes, dims: int) -> NDArray[np.floa
         with np.errstate(over="ignore"):  # a number beyond float32 is refused below
             vector = np.array(numbers.split(), np.float32)
     except ValueError as error:
-        raise DataError(f"{path}, line {line}: expected numbers, found {error}") from None
+        found = str(error)[:100]  # it holds the cell, which may be long
+        raise DataError(f"{path}, line {line}: expected numbers, found {found}") from None
     if len(vector) != dims:
         raise DataError(f"{path}, line {line}: expected {dims} numbers, found {len(vector)}")
     if not np.isfinite(vector).all():
