@@ -4,9 +4,9 @@
 
 Each figure is milliseconds a text, the fastest of the repetitions, taken in turns so that a
 neighbour on the machine meets all of them alike. Texts are the bundled pairs, a suffix some ten
-tokens, so that eight suffixes are MetaEOL's case. The plain way reads each text anew for every
-suffix; to an echo it takes a state and a call for each text. "same bits" compares what both give;
-on CUDA they may differ by rounding.
+tokens, so that eight suffixes are MetaEOL's case. The plain way reads the prefix before each text
+and each text anew for every suffix; to an echo it takes a state and a call for each text. "same
+bits" compares what both give; on CUDA they may differ by rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import rwkvsts
 from rwkvsts.data import datasets
 
+PREFIX = "Say in one word what the sentence means that follows here:\n"
 SUFFIXES = [f' In the words of {who}, it means in one word: "' for who in ("a", "b", "c", "d")]
 SUFFIXES += [f' As a matter of {what}, it says in one word: "' for what in ("e", "f", "g", "h")]
 
@@ -41,7 +42,13 @@ def ways(m: rwkvsts.RWKV, texts: list[str], layer: int) -> dict[str, tuple[Way, 
         rows = [m.encode(text, state=m.state(text + " "), **how) for text in texts]
         return np.array(rows)
 
+    ends = {"pooling": "last", **how}
+    after = [PREFIX + text for text in texts]
     return {
+        "a prefix": (
+            lambda: m.encode(texts, prompt=PREFIX + "{text}", **ends),
+            lambda: m.encode(after, **ends),
+        ),
         "one reading": (lambda: m.encode(texts, **how), None),
         "1 suffix": (lambda: m.branch(texts, SUFFIXES[:1], **how), lambda: plain(1)),
         "8 suffixes": (lambda: m.branch(texts, SUFFIXES, **how), lambda: plain(8)),
