@@ -8,6 +8,7 @@ points, and one style a method in every plot: colours that the colour-blind can 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -99,10 +100,11 @@ def bars(study: Study) -> Figure | None:
     splits = _splits(rows)
     styles = _styles(study)
     most = max(sum((r.task, r.split) == s for r in rows) for s in splits)
-    figure, panels = _panels(len(splits), 0.5 + 0.2 * most)
+    lines = max(_bar_name(row).count("\n") + 1 for row in rows)
+    figure, panels = _panels(len(splits), 0.5 + max(0.2, 0.15 * lines) * most, columns=1)
     for panel, split in zip(panels, splits, strict=True):
         here = [row for row in rows if (row.task, row.split) == split][::-1]
-        names = [f"{r.method}, layer {r.layer}" if r.layer is not None else r.method for r in here]
+        names = [_bar_name(row) for row in here]
         rho = np.array([row.spearman for row in here])
         spread = [[r.spearman - r.low for r in here], [r.high - r.spearman for r in here]]
         colours = [styles[row.method].colour for row in here]
@@ -112,6 +114,12 @@ def bars(study: Study) -> Figure | None:
         panel.set_title(" ".join(split))
         panel.set_xlabel("Spearman")
     return figure
+
+
+def _bar_name(row: Row) -> str:
+    """In lines that leave the bars half the width of a column."""
+    name = row.method if row.layer is None else f"{row.method}, layer {row.layer}"
+    return textwrap.fill(name, 28)
 
 
 def similarity(study: Study) -> Figure | None:
@@ -150,7 +158,7 @@ def time(study: Study) -> Figure | None:
         if row.ms_per_pair > 0 and (row.task, row.split) in last and not math.isnan(row.spearman)
     ]
     splits = _splits(rows)
-    if not splits:
+    if all(row.layer is None for row in rows):  # controls alone were timed
         return None
     figure, panels = _panels(len(splits), 2.3)
     styles = _styles(study)
