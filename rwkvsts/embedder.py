@@ -160,6 +160,7 @@ class Request:
             if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
                 held = _in_words(model.layers)
                 raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
+        check_flag("normalize", normalize)
         return cls(tuple(place[layer] for layer in listed), one, pooling, normalize, out)
 
     def result(self, texts: tuple[int, ...], width: int) -> tuple[FloatArray, FloatArray]:
@@ -240,6 +241,12 @@ def check_range(name: str, value: int | None, least: int, most: int) -> None:
         raise TypeError(f"{name}={reprlib.repr(value)}: expected a whole number") from None
     if isinstance(value, bool) or not least <= number <= most:
         raise ValueError(f"{name}={value}: expected {least} .. {most}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """TypeError for what is neither True nor False: "no" would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={reprlib.repr(value)}: expected True or False")
 
 
 def _in_words(layers: tuple[Layer, ...]) -> str:

@@ -25,6 +25,7 @@ from .embedder import (
     Prompt,
     Request,
     as_list,
+    check_flag,
     check_range,
     listed_items,
     middle_layer,
@@ -287,6 +288,7 @@ class RWKV:
     ) -> FloatArray:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
         request = self._request(layers, pooling, normalize, out)
+        check_flag("skip_first", skip_first)
         skips = skip_first and state is None
         prepare = batch.from_ids(self.config.n_vocab, max_length, skips)
         listed = listed_items("ids", ids)
@@ -435,6 +437,7 @@ class RWKV:
         pieces = Prompt.of(prompt)
         if pieces.before:
             state = self.state(pieces.before, state)
+        check_flag("skip_first", skip_first)
         skips = skip_first and state is None
         return batch.from_texts(tokenizer, max_length, pieces, skips), state
 

@@ -75,6 +75,7 @@ def open_model(options: Options, token: str | None = None) -> Opened:
 
     Raises what `RWKV6.from_pretrained` says.
     """
+    _check_types(options, token)
     choice = choose(options.device, options.dtype, options.instruction_set)
     if options.max_layer != "default":
         check_range("max_layer", options.max_layer, 0, MOST_BLOCKS - 1)
@@ -102,6 +103,18 @@ def open_model(options: Options, token: str | None = None) -> Opened:
             raise CheckpointError(f"{where}: {error}{_of(checkpoint, found)}") from error
     blocks = asked or core.config["n_layer"]
     return Opened(core, vocabulary, choice.dtype, blocks, found.revision, heads)
+
+
+def _check_types(options: Options, token: str | None) -> None:
+    """TypeError for a text or a path that is neither; else a local source would ignore some."""
+    texts = {name: getattr(options, name) for name in ("revision", "instruction_set", "file")}
+    paths = {name: getattr(options, name) for name in ("cache_dir", "vocabulary")}
+    for name, value in {**texts, **paths, "token": token}.items():
+        path = isinstance(value, os.PathLike) and name in paths
+        if not (value is None or isinstance(value, str) or path):
+            shown = "..." if name == "token" else reprlib.repr(value)
+            expected = "a path" if name in paths else "a str"
+            raise TypeError(f"{name}={shown}: expected {expected} or None")
 
 
 def highest(layers: Sequence[Layer] | None) -> MaxLayer:

@@ -29,6 +29,7 @@ from .embedder import (
     Prompt,
     Request,
     as_list,
+    check_flag,
     check_range,
     check_texts,
     listed_items,
@@ -55,6 +56,7 @@ class _Pass:
 
     def __post_init__(self) -> None:
         check_range("batch_tokens", self.batch_tokens, 1, sys.maxsize)
+        check_flag("skip_first", self.skip_first)
 
 
 class CausalLM:
