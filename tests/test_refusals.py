@@ -186,7 +186,6 @@ def tiny(tmp_path: Path) -> RWKV6:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ids": []}, r"the list is empty"),
         ({"ids": [[1], [], [2]]}, r"ids\[1\] is empty"),
         ({"ids": [[1], [2, 256]]}, r"ids\[1\] holds 2 \.\. 256: expected 0 \.\. 255"),
         ({"ids": [[1], [2, -3]]}, r"ids\[1\] holds -3 \.\. 2"),

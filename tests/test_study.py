@@ -247,6 +247,14 @@ def test_a_file_that_repeats_a_task_is_refused(model: WordCounts, glove: Path) -
         experiment.run(config(glove, tasks=()))
 
 
+def test_labels_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    """No correlation is defined with them: the table would hold nan without a word."""
+    own = tmp_path / "own.tsv"
+    own.write_text("sentence1\tsentence2\tlabel\na\tb\t1\nc\td\t1\n")
+    with pytest.raises(DataError, match="own all: expected labels that differ, found 1 for all 2"):
+        experiment.load_pairs(StudyConfig(tasks=(), pairs=(own,)))
+
+
 def test_a_bad_model_is_told_before_anything_is_computed(
     model: WordCounts, glove: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,11 @@ def load_pairs(config: StudyConfig) -> list[Pairs]:
         if (pairs.name, pairs.split) in seen:
             raise DataError(f"{pairs.name} {pairs.split} is there twice; name it once")
         seen.add((pairs.name, pairs.split))
+        if len(set(pairs.label)) < 2:
+            raise DataError(
+                f"{pairs.name} {pairs.split}: expected labels that differ, found "
+                f"{pairs.label[0]:g} for all {len(pairs)} pairs: nothing correlates with them"
+            )
     return found
 
 
