@@ -17,7 +17,7 @@
 #include "rwkv7/delta.cuh"
 #include "tile.cuh"
 
-enum { GROUP = 4 };
+enum { GROUP = 4 }; /* tokens whose rows are read before any is written */
 enum { WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE };
 enum { BLOCKS = 6 };  /* a multiprocessor: what shared memory has room for */
 enum { STRIDE = 20 }; /* floats of a row of a matrix between tokens */
