@@ -154,19 +154,37 @@ class Projection:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 arrays = [file[name] for name in ("mean", "steps", "unit", "probe")]
-            L, width, C = arrays[1].shape
-            assert [a.shape for a in arrays] == [(L, C), (L, width, C), (L, width), (2, L, C)]
-            assert [a.dtype for a in arrays] == [np.float64, np.int32, np.float64, np.float32]
-            assert len(about["layers"]) == L > 0 and about["width"] == C and width > 0
-            assert {"model", "pooling", "prompt"} <= set(about)
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file; rwkvsts fit makes one") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
         except (
-            *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError),
-            *(AssertionError, zipfile.BadZipFile),
+            *(EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError),
+            zipfile.BadZipFile,
         ):
             raise DataError(f"{path} is no projection; rwkvsts fit makes one") from None
+        if not _fits(about, arrays):
+            raise DataError(f"{path} is no projection; rwkvsts fit makes one")
         return cls(about, arrays[0], arrays[1].astype(np.float64), arrays[2], arrays[3])
+
+
+def _fits(about: Any, arrays: list[NDArray[Any]]) -> bool:
+    """Whether what a file holds is what `Projection.save` writes."""
+    mean, steps, unit, probe = arrays
+    if steps.ndim != 3 or not isinstance(about, dict):
+        return False
+    L, width, C = steps.shape
+    shapes = [(L, C), (L, width, C), (L, width), (2, L, C)]
+    known = isinstance(about.get("layers"), list) and {"model", "pooling", "prompt"} <= set(about)
+    return (
+        known
+        and [a.shape for a in arrays] == shapes
+        and [a.dtype for a in arrays] == [np.float64, np.int32, np.float64, np.float32]
+        and len(about["layers"]) == L > 0
+        and about.get("width") == C
+        and width > 0
+        and all(bool(np.isfinite(a).all()) for a in (mean, unit, probe))
+    )
 
 
 def fit(
