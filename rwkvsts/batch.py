@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .embedder import Prompt, check_range, check_texts
-from .progress import bar
+from .embedder import Prompt, check_texts
+from .progress import Show, bar
 from .tokenizer import Tokenizer
 
 
@@ -33,7 +33,6 @@ class Batch(NamedTuple):
     skip: NDArray[np.int32] | None = None  # [S]
 
 
-Show = bool | Callable[[int, int], object] | None  # a call's show_progress
 Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them,
@@ -55,7 +54,6 @@ def from_texts(
     The prompt's `before` is not put there: a state stands for it. What comes before the last
     reading of a text is skipped; so is the first token where `skip_first` asks for it.
     """
-    _check_length(max_length)
     *between, after = (
         np.array(tokenizer.encode(piece) if piece else [], np.int32)
         for piece in (*prompt.between, prompt.after)
@@ -85,7 +83,6 @@ def from_texts(
 
 def from_ids(n_vocab: int, max_length: int | None = None, skip_first: bool = False) -> Prepare:
     """Lists of token ids below n_vocab, each cut to max_length."""
-    _check_length(max_length)
 
     def prepare(lists: Sequence[Any], first: int) -> Batch:
         pieces = []
@@ -196,8 +193,16 @@ def warn_of_rows(rows: NDArray[np.float32], first: int, layers: Sequence[Any]) -
             f"first of texts[{first + text}], layer {layers[layer]!r}: the weights are damaged, or "
             "too large for this dtype",
             RuntimeWarning,
-            stacklevel=4,  # the line that called encode
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """How many frames above the function that asks the first lies that is not of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _check_utf8(text: str, place: int) -> None:
@@ -209,10 +214,6 @@ def _check_utf8(text: str, place: int) -> None:
             f"texts[{place}] holds half a surrogate pair at character {error.start}, {shown!r}: it "
             "is no text; read its file as UTF-8, with errors='replace' if it must be"
         ) from None
-
-
-def _check_length(max_length: int | None) -> None:
-    check_range("max_length", max_length, 1, sys.maxsize)
 
 
 def _integers(ids: Any) -> NDArray[Any] | None:

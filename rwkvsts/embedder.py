@@ -1,8 +1,9 @@
 """What a study or an adapter needs of a model: `Embedder`, and how each of them reads a call.
 
 RWKV, softmax-attention models of Hugging Face, trained sentence embedders and word vectors all fit
-the protocol, so that nothing above it needs to know which of them it has. Promises that the same
-wrong argument is refused with the same words by all.
+the protocol, so that nothing above it needs to know which of them it has. They derive from
+`BaseEmbedder`, which checks what a call asks. Promises that the same wrong argument is refused with
+the same words by all.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import io
 import operator
 import re
 import reprlib
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .progress import Show
+
+if TYPE_CHECKING:
+    from .states import State
 
 Layer = int | Literal["final", "retr", "sts", "cls"]
 NAMED_LAYERS: tuple[Layer, ...] = ("final", "retr", "sts", "cls")  # the last three of EmbeddingRWKV
@@ -26,6 +32,7 @@ Layers = Layer | Sequence[Layer]
 FloatArray = NDArray[np.float32]
 
 POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
+MOST_ROWS = 2**24  # tokens of a pass that the core takes
 PLACE = "{text}"
 OTHER_PLACE = re.compile(r"\{(?!text\})[A-Za-z_]?\w*\}")  # what other libraries call it, or nothing
 
@@ -121,47 +128,137 @@ class Prompt:
             return cls(before=pieces[0])
         return cls(pieces[0], tuple(pieces[1:-1]), pieces[-1])
 
+    def around(self, text: str) -> str:
+        """The text within its prompt, for models that read both as one."""
+        return self.before + "".join(text + piece for piece in (*self.between, self.after))
+
+
+class BaseEmbedder:
+    """What embedders have in common: `encode`, with its arguments checked.
+
+    A kind of embedder derives from it, adds what else an `Embedder` has, and writes `_embed`.
+    """
+
+    poolings: tuple[str, ...] = POOLING
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer that can be asked for, lowest first."""
+        raise NotImplementedError
+
+    @property
+    def default_layer(self) -> Layer:
+        """The layer that is taken where none is named."""
+        return "final"
+
+    @property
+    def width(self) -> int:
+        """C, the length of an embedding."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+        show_progress: bool | None = None,
+        out: FloatArray | None = None,
+        *,
+        skip_first: bool = False,
+    ) -> FloatArray:
+        """Embed texts. What a model reads otherwise, or refuses, its class tells.
+
+        Parameters
+        ----------
+        texts : one text or many
+        layers : one or several of `model.layers`; default: `model.default_layer`
+        pooling : one of `model.poolings`
+        prompt : put before each text, or around it where it holds "{text}"
+        max_length : tokens after which a text is cut
+        batch_tokens : tokens of a pass; changes memory, speed and rounding
+        normalize : scale every row to length 1
+        show_progress : default: on a terminal, where it takes long
+        out : C-contiguous float32 array of the result's shape to write into
+        skip_first : leave the first token of the sequence out of the pooling
+
+        Returns
+        -------
+        float32 [S, len(layers), C]; without the first axis for one str, the second for one layer
+
+        Raises
+        ------
+        ValueError : an argument is wrong, or a text has nothing to pool
+        TypeError : an argument or a text is of another type
+        """
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
+        return self._embed(*as_list(texts), replace(request, skip_first=skip_first))
+
+    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        """The embeddings of texts that nobody has looked at yet.
+
+        axes : (S,), or () where the caller gave one str and wants no first axis
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Request:
-    """What every `encode` is asked besides its texts, checked.
+    """What a call asks of an embedder besides its texts, checked.
 
     columns : places of the layers asked for among the model's
     one_layer : a single layer was named, so the result has no axis for layers
+    state : that every sequence starts from, for RWKV
     """
 
     columns: tuple[int, ...]
     one_layer: bool
     pooling: str
+    prompt: Prompt
+    max_length: int | None
+    batch_tokens: int | None
     normalize: bool
+    show_progress: Show
     out: FloatArray | None
+    skip_first: bool = False
+    state: State | None = None
+
+    def __post_init__(self) -> None:
+        check_range("max_length", self.max_length, 1, sys.maxsize)
+        check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
+        check_flag("normalize", self.normalize)
+        check_flag("skip_first", self.skip_first)
 
     @classmethod
     def of(
         cls,
-        model: Embedder,
-        layers: Layers,
+        model: BaseEmbedder,
+        layers: Layers | None,
         pooling: str,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
         normalize: bool = False,
+        show_progress: Show = None,
         out: FloatArray | None = None,
     ) -> Request:
-        """Raises ValueError for a layer or a pooling that the model has not."""
+        """The arguments of `encode`, in its order, but for those that tell where a sequence begins.
+
+        Raises ValueError for what the model has not, TypeError for what is of another type.
+        """
         if pooling not in model.poolings:
             expected = f"expected one of {', '.join(model.poolings)}"
             raise ValueError(f"pooling={reprlib.repr(pooling)}: {expected}")
-        one = isinstance(layers, (int, str, np.integer))
-        if not one and (not isinstance(layers, Iterable) or isinstance(layers, Set)):
-            raise TypeError(f"layers={reprlib.repr(layers)}: expected a layer or a list of layers")
-        listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
-        if not listed:
-            raise ValueError("layers is empty: name at least one")
-        place = {layer: i for i, layer in enumerate(model.layers)}
-        for layer in listed:
-            if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
-                held = _in_words(model.layers)
-                raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
-        check_flag("normalize", normalize)
-        return cls(tuple(place[layer] for layer in listed), one, pooling, normalize, out)
+        columns, one = _columns(model, layers)
+        pieces = Prompt.of(prompt)
+        return cls(
+            columns, one, pooling, pieces, max_length, batch_tokens, normalize, show_progress, out
+        )
 
     def result(self, texts: tuple[int, ...], width: int) -> tuple[FloatArray, FloatArray]:
         """The array to return, the caller's if it gave one that fits; and its rows to fill.
@@ -177,6 +274,29 @@ class Request:
         """Scale rows [..., C] to length 1 where that was asked; a zero row stays zero."""
         if self.normalize:
             to_unit_length(rows)
+
+
+def _columns(model: BaseEmbedder, layers: Layers | None) -> tuple[tuple[int, ...], bool]:
+    """Places of the layers asked for, and whether a single one was named."""
+    place = {layer: i for i, layer in enumerate(model.layers)}
+    if layers is None:
+        layers = model.default_layer
+        if layers not in place:
+            raise ValueError(
+                f"the default layer is {layers}, and max_layer={model.layers[-1]} left it out: "
+                "name the layers"
+            )
+    one = isinstance(layers, (int, str, np.integer))
+    if not one and (not isinstance(layers, Iterable) or isinstance(layers, Set)):
+        raise TypeError(f"layers={reprlib.repr(layers)}: expected a layer or a list of layers")
+    listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
+    if not listed:
+        raise ValueError("layers is empty: name at least one")
+    for layer in listed:
+        if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
+            held = _in_words(model.layers)
+            raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
+    return tuple(place[layer] for layer in listed), one
 
 
 def to_unit_length(rows: FloatArray) -> None:

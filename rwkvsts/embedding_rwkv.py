@@ -8,8 +8,8 @@ an embedding depends on its text alone: in the models' own code padding runs thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,17 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, batch
-from .embedder import POOLING, FloatArray, Layer, Layers, Prompt, Request, as_list, listed_items
+from .embedder import FloatArray, Layer, Layers, Request, as_list
 from .errors import CheckpointError
-from .model import RWKV7, Pass, State
+from .model import RWKV7, State
 from .opening import Opened, Options
+from .progress import Show
 
 EOS = 65535
-TASKS: tuple[Layer, ...] = (
-    "retr",
-    "sts",
-    "cls",
-)  # heads for retrieval, similarity, classification; the default first
+# Heads for retrieval, similarity, classification; the default first.
+TASKS: tuple[Layer, ...] = ("retr", "sts", "cls")
 LN_EPS = 1e-5
 
 RECIPES = ("once", "evaluation")
@@ -66,7 +64,9 @@ class EmbeddingRWKV(RWKV7):
     """A trained sentence embedder; make one with `rwkvsts.load`.
 
     Its layers are those of an RWKV-7 model, and three more: "retr", "sts" and "cls", the heads,
-    which stand on "final". Every layer is taken where a sentence ends, not over the whole text.
+    which stand on "final". Every layer is taken where a sentence ends, not over the whole text, so
+    that `skip_first` and `branch` are refused, and `encode_ids` takes ids that hold the ends of
+    sentence, 65535, at least one a list.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class EmbeddingRWKV(RWKV7):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: batch.Show = None,
+        show_progress: Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -146,113 +146,79 @@ class EmbeddingRWKV(RWKV7):
         """
         if recipe not in RECIPES:
             raise ValueError(f"recipe={recipe!r}: expected one of {', '.join(RECIPES)}")
-        _refuse(skip_first)
-        request = self._request(layers, pooling, normalize, out)
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
         tokenize = batch.from_texts(self._need_tokenizer(), max_length)
-        pieces = Prompt.of(prompt)
-        listed, axes = as_list(texts)
 
         def prepare(items: Sequence[Any], first: int) -> batch.Batch:
-            ids, start, _ = tokenize([_prompted(text, pieces) for text in items], first)
+            whole = [  # what is no text, or empty, is left to tokenize to name
+                request.prompt.around(text) if text and isinstance(text, str) else text
+                for text in items
+            ]
+            ids, start, _ = tokenize(whole, first)
             return _ended(ids, start) if recipe == "once" else _read_for_evaluation(ids, start)
 
-        return self._encode(
-            listed, axes, prepare, request, Pass(state, batch_tokens, show_progress)
-        )
+        request = replace(request, skip_first=skip_first, state=state)
+        return self._encode(*as_list(texts), prepare, request)
 
-    def encode_ids(
-        self,
-        ids: Sequence[Sequence[int]],
-        layers: Layers | None = None,
-        pooling: str = "mean",
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        normalize: bool = False,
-        show_progress: bool | None = None,
-        out: FloatArray | None = None,
-        *,
-        state: State | None = None,
-        skip_first: bool = False,
-    ) -> FloatArray:
-        """`encode` from token ids that hold the ends of sentence, 65535, at least one a list."""
-        _refuse(skip_first)
-        request = self._request(layers, pooling, normalize, out)
-        prepare = batch.from_ids(self.config.n_vocab, max_length)
-        listed = listed_items("ids", ids)
-        how = Pass(state, batch_tokens, show_progress)
-        return self._encode(listed, (len(listed),), prepare, request, how)
+    def branch(self, *texts: Any, **options: Any) -> FloatArray:
+        """Refused: a branch has no end of sentence."""
+        raise ValueError("branch: this model pools the ends of sentence, which a branch has not")
 
     def _encode(
-        self,
-        items: list[Any],
-        axes: tuple[int, ...],
-        prepare: batch.Prepare,
-        request: Request,
-        how: Pass,
+        self, items: list[Any], axes: tuple[int, ...], prepare: batch.Prepare, request: Request
     ) -> FloatArray:
-        """axes : (S,), or () where the caller gave one str and wants no first axis."""
-        result, rows = request.result(axes, self.width)
-        if not items:
-            return result
-        names = [self.layers[column] for column in request.columns]
-        final = len(super().layers) - 1
-        streams = np.array([min(column, final) for column in request.columns], np.int32)
-        with batch.Bar(len(items), how.show_progress) as bar:
-            for first, (ids, start, _) in batch.ahead(items, prepare):
-                part = rows[first : first + len(start) - 1]
-                bar.expect(first, len(ids))
-                self._read(ids, start, streams, part, how, bar, first)
-                for column, name in enumerate(names):
-                    if name in self._heads:
-                        part[:, column] = self._heads[name].apply(part[:, column].copy())
-                bar.update(len(part))
-                batch.warn_of_rows(part, first, names)
-                request.finish(part)
-        return result
+        if request.skip_first:
+            raise ValueError(
+                "skip_first: this model pools the ends of sentence, and no first token"
+            )
+        return super()._encode(items, axes, prepare, request)
 
-    def _read(
+    def _fill(
         self,
-        ids: NDArray[np.int32],
-        start: NDArray[np.int64],
-        streams: NDArray[np.int32],
-        out: FloatArray,
-        how: Pass,
-        bar: batch.Bar,
+        read: batch.Batch,
         first: int,
-    ) -> None:
-        """The mean over the ends of sentence of each text [S, len(streams), C].
+        request: Request,
+        rows: FloatArray,
+        progress: Callable[[int, int], object],
+    ) -> bool:
+        """The heads, each of the mean over the ends of sentence of each text.
 
         The row at an end is the last row of the text up to there: those texts are what is run.
         """
+        ids, start, _ = read
         ends = np.flatnonzero(ids == EOS)
         text = np.searchsorted(start, ends, "right") - 1  # of each end
-        counts = np.bincount(text, minlength=len(out))
+        counts = np.bincount(text, minlength=len(rows))
         if not counts.all():
             place = first + int(np.flatnonzero(counts == 0)[0])
             raise ValueError(f"ids[{place}] holds no {EOS}: expected it where a sentence ends")
         pieces = [ids[start[s] : end + 1] for s, end in zip(text, ends, strict=True)]
         packed, begins = batch.join(pieces)
-        one = len(pieces) == len(out)
-        rows = out if one else np.empty((len(pieces), *out.shape[1:]), np.float32)
-        last, limit = POOLING.index("last"), how.batch_tokens or 0
+        names = [self.layers[column] for column in request.columns]
+        final = len(super().layers) - 1
+        columns = tuple(min(column, final) for column in request.columns)
+        one = len(pieces) == len(rows)
+        streams = rows if one else np.empty((len(pieces), *rows.shape[1:]), np.float32)
 
         def update(done: int, tokens: int) -> None:
-            bar.update(int(text[done - 1]) if done else 0, tokens * len(ids) // len(packed))
+            progress(int(text[done - 1]) if done else 0, tokens * len(ids) // len(packed))
 
-        self._core.run(packed, begins, streams, last, rows, how.state, False, limit, update)
-        if rows is not out:
-            _core.in_default_floats(lambda: _mean(rows, counts, out))
+        request = replace(request, columns=columns, pooling="last")
+        self._run(batch.Batch(packed, begins), request, streams, update)
+        if not one:
+            _core.in_default_floats(lambda: _mean(streams, counts, rows))
+        for column, name in enumerate(names):
+            if name in self._heads:
+                rows[:, column] = self._heads[name].apply(rows[:, column].copy())
+        return False  # a head may overflow where its stream is finite
 
 
 def _mean(rows: FloatArray, counts: NDArray[Any], out: FloatArray) -> None:
     """The means [S, ...] of so many rows each, one after the other."""
     np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0, out=out)
     out /= counts[:, None, None].astype(np.float32)
-
-
-def _refuse(skip_first: bool) -> None:
-    if skip_first:
-        raise ValueError("skip_first: this model pools the ends of sentence, and no first token")
 
 
 def _heads(tensors: Mapping[str, FloatArray], C: int, source: str) -> dict[Layer, Head]:
@@ -272,13 +238,6 @@ def _heads(tensors: Mapping[str, FloatArray], C: int, source: str) -> dict[Layer
             parts.append(found)
         heads[task] = Head(*parts)
     return heads
-
-
-def _prompted(text: Any, prompt: Prompt) -> Any:
-    """The text within its prompt; what is no text is left to who says so."""
-    if not isinstance(text, str) or not text:
-        return text
-    return prompt.before + "".join(text + piece for piece in (*prompt.between, prompt.after))
 
 
 def _ended(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:

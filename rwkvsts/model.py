@@ -18,20 +18,21 @@ from numpy.typing import NDArray
 
 from . import _core, batch
 from .embedder import (
+    MOST_ROWS,
     POOLING,
+    BaseEmbedder,
     FloatArray,
     Layer,
     Layers,
-    Prompt,
     Request,
     as_list,
-    check_flag,
     check_range,
     listed_items,
     middle_layer,
 )
 from .errors import CheckpointError
 from .opening import MaxLayer, Opened, Options, open_model, read_head
+from .progress import Show
 from .states import AT_A_TIME, State, state_bytes, vectors
 from .tokenizer import Tokenizer
 
@@ -39,7 +40,6 @@ __all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "RWKV7", "Config", "Layer
 __all__ += ["State"]
 
 PAPER_LAYERS: tuple[Layer, ...] = (1, 3, 5, 7, 9, 11)
-MOST_ROWS = 2**24  # tokens of a pass that the core takes
 
 Model = TypeVar("Model", bound="RWKV")
 
@@ -56,7 +56,7 @@ class Config:
     n_vocab: int
 
 
-class RWKV:
+class RWKV(BaseEmbedder):
     """A loaded RWKV model, an `Embedder`; make one with `rwkvsts.load` or `from_pretrained`.
 
     A model pickles and deep-copies as what it was opened from, and is opened again from there, on
@@ -70,7 +70,6 @@ class RWKV:
     """
 
     architecture: ClassVar[str] = "RWKV"
-    poolings: tuple[str, ...] = POOLING
 
     def __init__(self, opened: Opened, options: Options | None = None) -> None:
         self._core = opened.core
@@ -227,7 +226,7 @@ class RWKV:
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: batch.Show = None,
+        show_progress: Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -266,11 +265,11 @@ class RWKV:
         ValueError : an argument is wrong, or a text is empty or has no token left to pool
         MemoryError : the device has too little memory: fewer batch_tokens need less
         """
-        request = self._request(layers, pooling, normalize, out)
-        listed, axes = as_list(texts)
-        prepare, state = self._reading(prompt, max_length, state, skip_first)
-        how = Pass(state, batch_tokens, show_progress)
-        return self._encode(listed, axes, prepare, request, how)
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
+        request = replace(request, skip_first=skip_first, state=state)
+        return self._embed(*as_list(texts), request)
 
     def encode_ids(
         self,
@@ -287,20 +286,20 @@ class RWKV:
         skip_first: bool = False,
     ) -> FloatArray:
         """`encode` from token ids, a list for each sequence; for other tokenizers and for tests."""
-        request = self._request(layers, pooling, normalize, out)
-        check_flag("skip_first", skip_first)
-        skips = skip_first and state is None
-        prepare = batch.from_ids(self.config.n_vocab, max_length, skips)
+        request = Request.of(
+            self, layers, pooling, None, max_length, batch_tokens, normalize, show_progress, out
+        )
+        request = replace(request, skip_first=skip_first, state=state)
+        prepare = batch.from_ids(self.config.n_vocab, max_length, skip_first and state is None)
         listed = listed_items("ids", ids)
-        how = Pass(state, batch_tokens, show_progress)
-        return self._encode(listed, (len(listed),), prepare, request, how)
+        return self._encode(listed, (len(listed),), prepare, request)
 
     def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
         read = batch.from_ids(self.config.n_vocab)([prefix], 0)
-        return State(*(array[0] for array in self._states(read, Pass(state))))
+        return State(*(array[0] for array in self._states(read, state)))
 
     def branch(
         self,
@@ -340,22 +339,23 @@ class RWKV:
         >>> m.branch(["Rates rose.", "It rained."], endings, prompt='"{text}"').shape
         (2, 2, 192)
         """
-        request = self._request(layers, pooling, normalize, out)
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
         listed, axes = as_list(texts)
-        prepare, state = self._reading(prompt, max_length, state)
+        prepare, request = self._reading(replace(request, state=state))
         endings = listed_items("suffixes", suffixes)
         if not endings:
             raise ValueError("suffixes is empty: name at least one")
         ends = batch.from_texts(self._need_tokenizer(), name="suffixes")(endings, 0)
         K = len(endings)
         result, rows = request.result((*axes, K), self.width)
-        how = Pass(state, batch_tokens, show_progress)
-        for first, states in self._states_of(listed, prepare, how):
+        for first, states in self._states_of(listed, prepare, request):
             n = len(states.wkv)
             each = batch.Batch(np.tile(ends.ids, n), batch.repeated(ends.start, n))
             part = rows[first * K : (first + n) * K]
-            own = Pass(states, batch_tokens, origin=np.repeat(np.arange(n), K))
-            self._run(each, request, part, own)
+            own = np.repeat(np.arange(n), K)
+            self._run(each, replace(request, state=states), part, origin=own)
             request.finish(part)
         return result
 
@@ -386,15 +386,17 @@ class RWKV:
         -------
         float32 [S, len(layers), width]; no first axis for one str, no second for one layer
         """
-        request = self._request(layers, "last", normalize, out)
-        if self.n_blocks in request.columns:
-            raise ValueError(f'layer "final" has no state: name blocks 0 .. {self.n_blocks - 1}')
+        pooling = self.poolings[0]  # any: states are not pooled
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
+        if bad := [self.layers[i] for i in request.columns if i >= self.n_blocks]:
+            raise ValueError(f'layer "{bad[0]}" has no state: name blocks 0 .. {self.n_blocks - 1}')
         check_range("width", width, 1, self.width * self.config.head_size)
         listed, axes = as_list(texts)
-        prepare, state = self._reading(prompt, max_length, state)
+        prepare, request = self._reading(replace(request, state=state))
         result, rows = request.result(axes, width or self.width * self.config.head_size)
-        how = Pass(state, batch_tokens, show_progress)
-        for first, states in self._states_of(listed, prepare, how):
+        for first, states in self._states_of(listed, prepare, request):
             part = rows[first : first + len(states.wkv)]
             part[:] = vectors(states.wkv[:, list(request.columns)], width)
             request.finish(part)
@@ -409,54 +411,49 @@ class RWKV:
         """
         check_range("positions", positions, 1, MOST_ROWS)
         listed, _ = as_list(texts)
-        columns = [self.layers[i] for i in self._request(layers, "last").columns]
+        request = replace(Request.of(self, layers, self.poolings[0]), pooling="last")
         read = batch.from_texts(self._need_tokenizer(), positions)(listed, 0)
         lengths = np.diff(read.start)
         beginnings = [
-            read.ids[a : a + t + 1].tolist()
+            read.ids[a : a + t + 1]
             for a, length in zip(read.start, lengths, strict=False)
             for t in range(length)
         ]
-        streams = self.encode_ids(beginnings, columns, "last", show_progress=False)
-        result = np.full((len(listed), len(columns), positions), np.nan, np.float32)
+        streams = np.empty((len(beginnings), len(request.columns), self.width), np.float32)
+        self._run(batch.Batch(*batch.join(beginnings)), request, streams)
+        result = np.full((len(listed), len(request.columns), positions), np.nan, np.float32)
         there = np.arange(positions) < lengths[:, None]
         result.swapaxes(1, 2)[there] = _core.in_default_floats(
             lambda: np.linalg.norm(streams, axis=-1)
         )
         return result
 
-    def _reading(
-        self,
-        prompt: str | None,
-        max_length: int | None,
-        state: State | None,
-        skip_first: bool = False,
-    ) -> tuple[batch.Prepare, State | None]:
-        """How each text is read, and the state that it starts from: the prompt's prefix is run."""
+    def _reading(self, request: Request) -> tuple[batch.Prepare, Request]:
+        """How each text is read, and the request from the state after the prompt's prefix."""
         tokenizer = self._need_tokenizer()
-        pieces = Prompt.of(prompt)
-        if pieces.before:
-            state = self.state(pieces.before, state)
-        check_flag("skip_first", skip_first)
-        skips = skip_first and state is None
-        return batch.from_texts(tokenizer, max_length, pieces, skips), state
+        if before := request.prompt.before:
+            request = replace(request, state=self.state(before, request.state))
+        skips = request.skip_first and request.state is None
+        return batch.from_texts(tokenizer, request.max_length, request.prompt, skips), request
 
     def _states_of(
-        self, texts: list[str], prepare: batch.Prepare, how: Pass
+        self, texts: list[str], prepare: batch.Prepare, request: Request
     ) -> Iterator[tuple[int, State]]:
         """The states after some texts at a time, and the place of the first of them."""
         step = max(1, AT_A_TIME // state_bytes(self.n_blocks, self.width, self.config.head_size))
-        with batch.Bar(len(texts), how.show_progress) as bar:
+        with batch.Bar(len(texts), request.show_progress) as bar:
             for first in range(0, len(texts), step):
                 read = prepare(texts[first : first + step], first)
                 bar.expect(first, len(read.ids))
-                yield first, self._states(read, how)
+                yield first, self._states(read, request.state, request.batch_tokens)
                 bar.update(len(read.start) - 1)
 
-    def _states(self, read: batch.Batch, how: Pass) -> State:
+    def _states(
+        self, read: batch.Batch, state: State | None, batch_tokens: int | None = None
+    ) -> State:
         """The states after sequences, [S, ...] each array."""
-        none, limit = np.empty(0, np.int32), how.batch_tokens or 0
-        last = self._core.run(read.ids, read.start, none, 0, None, how.state, True, limit, None)
+        none, limit = np.empty(0, np.int32), batch_tokens or 0
+        last = self._core.run(read.ids, read.start, none, 0, None, state, True, limit, None)
         assert isinstance(last, tuple)  # it was asked for
         return State(*last)
 
@@ -465,83 +462,64 @@ class RWKV:
             raise ValueError("the model was loaded with tokenizer=None: use encode_ids")
         return self.tokenizer
 
-    def _request(
-        self,
-        layers: Layers | None,
-        pooling: str,
-        normalize: bool = False,
-        out: FloatArray | None = None,
-    ) -> Request:
-        if layers is None and self.default_layer not in self.layers:
-            raise ValueError(
-                f"the default layer is {self.default_layer}, and max_layer={self.n_blocks - 1} "
-                "left it out: name the layers"
-            )
-        asked = self.default_layer if layers is None else layers
-        return Request.of(self, asked, pooling, normalize, out)
+    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        prepare, request = self._reading(request)
+        return self._encode(texts, axes, prepare, request)
 
     def _encode(
-        self,
-        items: list[Any],
-        axes: tuple[int, ...],
-        prepare: batch.Prepare,
-        request: Request,
-        how: Pass,
+        self, items: list[Any], axes: tuple[int, ...], prepare: batch.Prepare, request: Request
     ) -> FloatArray:
-        """axes : (S,), or () where the caller gave one str and wants no first axis."""
+        """The embeddings of texts or lists of ids; `axes` as in `_embed`."""
         result, rows = request.result(axes, self.width)
         if not items:
             return result
-        with batch.Bar(len(items), how.show_progress) as bar:
+        with batch.Bar(len(items), request.show_progress) as bar:
             for first, read in batch.ahead(items, prepare):
                 part = rows[first : first + len(read.start) - 1]
                 bar.expect(first, len(read.ids))
-                finite = self._run(read, request, part, how, bar.update)
-                bar.update(len(part))
-                if not finite:
+                if not self._fill(read, first, request, part, bar.update):
                     batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
+                bar.update(len(part))
                 request.finish(part)
         return result
+
+    def _fill(
+        self,
+        read: batch.Batch,
+        first: int,
+        request: Request,
+        rows: FloatArray,
+        progress: Callable[[int, int], object],
+    ) -> bool:
+        """Fill the rows of the items from `first` on; whether all of them are finite."""
+        return self._run(read, request, rows, progress)
 
     def _run(
         self,
         read: batch.Batch,
         request: Request,
         rows: FloatArray,
-        how: Pass,
         progress: Callable[[int, int], object] | None = None,
+        origin: NDArray[np.int64] | None = None,
     ) -> bool:
-        """Fill the pooled rows of some sequences; whether all of them are finite."""
+        """Fill the pooled rows of some sequences; whether all of them are finite.
+
+        origin : [S], which of the request's states each starts from; None where that is one state
+        """
         finite = self._core.run(
             read.ids,
             read.start,
             np.array(request.columns, np.int32),
             POOLING.index(request.pooling),
             rows,
-            how.state,
+            request.state,
             False,
-            how.batch_tokens or 0,
+            request.batch_tokens or 0,
             progress,
             read.skip,
-            how.origin,
+            origin,
         )
         return finite is True
-
-
-@dataclass(frozen=True)
-class Pass:
-    """How the texts of a call are run; only `state` changes what comes out.
-
-    state : one for all sequences; or several, [n, ...] each array, and `origin` [S] says which
-    """
-
-    state: State | None = None
-    batch_tokens: int | None = None
-    show_progress: batch.Show = None
-    origin: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
 
 
 class RWKV6(RWKV):

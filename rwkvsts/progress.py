@@ -7,8 +7,12 @@ because standard error is closed or full.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+# A call's show_progress: whether, or None to decide here, or who is told of texts and tokens done.
+Show = bool | Callable[[int, int], object] | None
 
 
 def say(text: str) -> None:

@@ -11,9 +11,8 @@ depends on the number of rows. In float32 that is some 1e-6 of a row's length a 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ import numpy as np
 
 from .batch import Bar, check_left, from_ids, warn_of_rows
 from .embedder import (
-    POOLING,
+    BaseEmbedder,
     FloatArray,
     Layer,
     Layers,
     Prompt,
     Request,
     as_list,
-    check_flag,
-    check_range,
     check_texts,
     listed_items,
     middle_layer,
@@ -45,28 +42,23 @@ class _Enough(Exception):
     """The highest layer asked for has been reached."""
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """How the sequences of a call are run; `items` is the caller's name of them."""
-
-    items: str
-    batch_tokens: int | None
-    show_progress: bool | None
-    skip_first: bool
-
-    def __post_init__(self) -> None:
-        check_range("batch_tokens", self.batch_tokens, 1, sys.maxsize)
-        check_flag("skip_first", self.skip_first)
-
-
-class CausalLM:
+class CausalLM(BaseEmbedder):
     """A causal language model of transformers, an `Embedder`; make one with `from_pretrained`.
 
     model : the module, a `transformers.PreTrainedModel` with a language-modelling head
     tokenizer : of texts; None for encode_ids alone
-    """
 
-    poolings = POOLING
+    What `encode` does here:
+
+    layers : i is the stream after block i, counted from 0, before any norm of the next block:
+        `hidden_states[i + 1]` of transformers, but for the last block, which that does not give;
+        "final" is after the last norm. Default: the one half-way up
+    pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
+    prompt : what comes before the last place of the text is not pooled; what comes after it is.
+        Prompt and text are tokenized each for itself
+    skip_first : softmax attention rests on the first token, and its stream is so long that a mean
+        drowns in it. A prompt's prefix is not pooled anyway, so that this changes nothing there
+    """
 
     def __init__(
         self, model: Any, tokenizer: Any = None, source: str = "", revision: str | None = None
@@ -165,6 +157,11 @@ class CausalLM:
         return (*range(len(self._blocks)), "final")
 
     @property
+    def default_layer(self) -> Layer:
+        """The layer that is taken where none is named."""
+        return middle_layer(len(self._blocks))
+
+    @property
     def width(self) -> int:
         """C, the length of an embedding."""
         return int(self._model.config.hidden_size)
@@ -189,56 +186,6 @@ class CausalLM:
 
     # ---- what it does ---------------------------------------------------------------------------
 
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        layers: Layers | None = None,
-        pooling: str = "mean",
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        normalize: bool = False,
-        show_progress: bool | None = None,
-        out: FloatArray | None = None,
-        *,
-        skip_first: bool = False,
-    ) -> FloatArray:
-        """Embed texts: the residual stream after the layers asked for, pooled over each text.
-
-        Parameters
-        ----------
-        texts : one text or many; none may be empty
-        layers : i is the stream after block i, counted from 0, before any norm of the next block:
-            `hidden_states[i + 1]` of transformers, but for the last block, which that does not
-            give; "final" is after the last norm. Default: the one half-way up
-        pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
-        prompt : put before each text, or around it where it holds "{text}". What comes before the
-            last place of the text is not pooled; what comes after it is. Prompt and text are
-            tokenized each for itself
-        max_length : tokens after which a text is cut
-        batch_tokens : tokens of a pass; changes memory, speed and rounding
-        normalize : scale every row to length 1
-        show_progress : default: on a terminal, where it takes long
-        out : C-contiguous float32 array of the result's shape to write into
-        skip_first : leave the first token of the sequence out of the pooling. Softmax attention
-            rests on it, and its stream is so long that a mean drowns in it. A prompt's prefix is
-            not pooled anyway, so that this changes nothing there
-
-        Returns
-        -------
-        float32 [S, len(layers), C]; without the first axis for one str, the second for one layer
-
-        Raises
-        ------
-        ValueError : an argument is wrong, or a text is empty or has no token left to pool
-        """
-        listed, axes = as_list(texts)
-        request = self._request(layers, pooling, normalize, out)
-        sequences, skips = self._read(listed, Prompt.of(prompt), max_length)
-        return self._encode(
-            sequences, skips, axes, request, _Pass("texts", batch_tokens, show_progress, skip_first)
-        )
-
     def encode_ids(
         self,
         ids: Sequence[Sequence[int]],
@@ -253,13 +200,15 @@ class CausalLM:
         skip_first: bool = False,
     ) -> FloatArray:
         """`encode` from token ids, a list for each sequence, taken as they are."""
+        request = Request.of(
+            self, layers, pooling, None, max_length, batch_tokens, normalize, show_progress, out
+        )
         listed = listed_items("ids", ids)
-        request = self._request(layers, pooling, normalize, out)
         vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         packed, start, _ = from_ids(vocabulary, max_length)(listed, 0)
         sequences = [packed[a:b].tolist() for a, b in pairwise(start)]
-        how = _Pass("ids", batch_tokens, show_progress, skip_first)
-        return self._encode(sequences, [0] * len(sequences), (len(listed),), request, how)
+        request = replace(request, skip_first=skip_first)
+        return self._encode("ids", sequences, [0] * len(listed), (len(listed),), request)
 
     def norms(
         self, texts: Sequence[str], layers: Layers | None = None, positions: int = 16
@@ -269,7 +218,7 @@ class CausalLM:
         NaN beyond a text's end. Where a model has an attention sink, the first position shows it.
         """
         listed, _ = as_list(texts)
-        columns = self._request(layers, "mean").columns
+        columns = Request.of(self, layers, "mean").columns
         result = np.full((len(listed), len(columns), positions), np.nan, np.float32)
         sequences, _ = self._read(listed, Prompt(), positions)
         lengths = np.minimum([len(ids) for ids in sequences], positions)
@@ -282,15 +231,9 @@ class CausalLM:
                         result[places, i, : ids.shape[1]] = length
         return result
 
-    def _request(
-        self,
-        layers: Layers | None,
-        pooling: str,
-        normalize: bool = False,
-        out: FloatArray | None = None,
-    ) -> Request:
-        chosen = middle_layer(len(self._blocks)) if layers is None else layers
-        return Request.of(self, chosen, pooling, normalize, out)
+    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        sequences, skips = self._read(texts, request.prompt, request.max_length)
+        return self._encode("texts", sequences, skips, axes, request)
 
     def _read(
         self, texts: list[Any], prompt: Prompt, max_length: int | None
@@ -298,7 +241,6 @@ class CausalLM:
         """Ids of each text in its prompt, and how many of them come before what is pooled."""
         if self.tokenizer is None:
             raise ValueError("the model was made without a tokenizer: use encode_ids")
-        check_range("max_length", max_length, 1, sys.maxsize)
         check_texts(texts)
         before = self._first_ids() + self._ids(prompt.before)
         between, after = [self._ids(piece) for piece in prompt.between], self._ids(prompt.after)
@@ -323,22 +265,23 @@ class CausalLM:
 
     def _encode(
         self,
+        name: str,
         sequences: list[list[int]],
         skips: list[int],
         axes: tuple[int, ...],
         request: Request,
-        how: _Pass,
     ) -> FloatArray:
+        """The embeddings of ids; `name` is what the caller calls them, `axes` as in `_embed`."""
         result, rows = request.result(axes, self.width)
         if not sequences:
             return result
-        first = np.maximum(skips, 1) if how.skip_first else np.asarray(skips)
+        first = np.maximum(skips, 1) if request.skip_first else np.asarray(skips)
         lengths = np.array([len(ids) for ids in sequences])
-        check_left(first, lengths, how.items, 0)
-        with Bar(len(sequences), how.show_progress) as bar:
+        check_left(first, lengths, name, 0)
+        with Bar(len(sequences), request.show_progress) as bar:
             bar.expect(0, int(lengths.sum()))
             done = 0
-            for places in _batches(lengths, how.batch_tokens or BATCH_TOKENS):
+            for places in _batches(lengths, request.batch_tokens or BATCH_TOKENS):
                 ids = np.array([sequences[i] for i in places])
                 self._pass(ids, first[places], request, rows, places)
                 done += len(places)

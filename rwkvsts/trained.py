@@ -13,13 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from .embedder import FloatArray, Layer, Layers, Prompt, Request, as_list, check_range, check_texts
+from .embedder import (
+    BaseEmbedder,
+    FloatArray,
+    Layer,
+    Layers,
+    Request,
+    as_list,
+    check_range,
+    check_texts,
+)
 from .errors import CheckpointError
 
 BATCH = 32  # texts of a pass by default
 
 
-class Trained:
+class Trained(BaseEmbedder):
     """A model of sentence-transformers, an `Embedder`; make one with `from_pretrained`.
 
     model : a `sentence_transformers.SentenceTransformer`
@@ -134,26 +143,26 @@ class Trained:
         """
         if skip_first:
             raise ValueError("skip_first: a trained embedder pools by its own rule")
-        request = Request.of(self, "final" if layers is None else layers, pooling, normalize, out)
-        pieces = Prompt.of(prompt)
-        listed, axes = as_list(texts)
-        check_texts(listed)
+        request = Request.of(
+            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+        )
+        return self._embed(*as_list(texts), request)
+
+    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        check_texts(texts)
         result, rows = request.result(axes, self.width)
-        if not listed:
+        if not texts:
             return result
-        read = [
-            pieces.before + "".join(text + piece for piece in (*pieces.between, pieces.after))
-            for text in listed
-        ]
         own = int(self._model.max_seq_length)
-        check_range("max_length", max_length, 1, own)
-        longest = max_length or own
+        check_range("max_length", request.max_length, 1, own)
+        longest = request.max_length or own
         self._model.max_seq_length = longest
+        tokens = request.batch_tokens or BATCH * longest
         try:
             found = self._model.encode(
-                read,
-                batch_size=BATCH if batch_tokens is None else max(1, batch_tokens // longest),
-                show_progress_bar=bool(show_progress),
+                [request.prompt.around(text) for text in texts],
+                batch_size=max(1, tokens // longest),
+                show_progress_bar=bool(request.show_progress),
                 convert_to_numpy=True,
             )
         finally:

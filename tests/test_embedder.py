@@ -14,7 +14,7 @@ from tinymodel import load, random_ids, random_weights
 
 import rwkvsts
 from rwkvsts import RWKV, RWKV6, CheckpointError, Embedder, device
-from rwkvsts.embedder import Prompt, Request
+from rwkvsts.embedder import Prompt, to_unit_length
 from rwkvsts.opening import Opened
 
 
@@ -136,5 +136,5 @@ def test_a_cuda_device_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_that_are_zero_stay_zero() -> None:
     rows = np.array([[3, 4], [0, 0]], np.float32)
-    Request((0,), True, "mean", True, None).finish(rows)
+    to_unit_length(rows)
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)

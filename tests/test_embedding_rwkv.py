@@ -144,6 +144,12 @@ def test_what_is_refused(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
         model.encode("x", pooling="max")
     with pytest.raises(ValueError, match=r'"final" and "retr" and "sts" and "cls"'):
         model.encode("x", layers=7)
+    with pytest.raises(ValueError, match="skip_first: this model pools the ends of sentence"):
+        model.encode_ids([[1, EOS]], skip_first=True)
+    with pytest.raises(ValueError, match="branch: this model pools the ends of sentence"):
+        model.branch(["x"], ["y"])
+    with pytest.raises(ValueError, match=r'layer "retr" has no state: name blocks 0 \.\. 1'):
+        model.encode_states(["x"])
     with pytest.raises(ValueError, match=r"texts\[1\] is empty"):
         model.encode(["x", ""], prompt="say ")
     part = {n: a for n, a in stored().items() if n != "head.sts_head.norm.bias"}
@@ -152,6 +158,15 @@ def test_what_is_refused(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
     small = embedder_names(random_weights7(1, L=1, C=C, V=300))
     with pytest.raises(CheckpointError, match="emb.weight has 300 rows: expected more than 65535"):
         load(tmp_path, small)
+
+
+def test_states_and_norms_are_the_inner_models(model: rwkvsts.EmbeddingRWKV) -> None:
+    lengths = model.norms(["abc"], ["final", 0], positions=4)
+    assert lengths.shape == (1, 2, 4) and np.isnan(lengths[0, :, 3]).all()
+    weights = {n.removeprefix("rwkv."): a for n, a in stored().items() if n.startswith("rwkv.")}
+    final = reference7.forward(weights, as_ids("abc"))[0][-1]
+    np.testing.assert_allclose(lengths[0, 0, :3], np.linalg.norm(final, axis=1), rtol=1e-4)
+    assert model.encode_states(["abc", "d"], 1, width=7).shape == (2, 7)
 
 
 def test_blocks_above_max_layer_take_the_heads_along(tmp_path: Path) -> None:

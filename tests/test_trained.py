@@ -80,6 +80,7 @@ def test_shapes_and_identity(model: Trained, folder: Path) -> None:
         ({"pooling": "mean"}, r"pooling='mean': expected one of own"),
         ({"layers": 0}, r'layer 0: this model holds "final"'),
         ({"skip_first": True}, r"skip_first: a trained embedder pools by its own rule"),
+        ({"batch_tokens": 0}, r"batch_tokens=0: expected 1 \.\. "),
         ({"max_length": 99}, r"max_length=99: expected 1 \.\. 32"),
     ],
 )

@@ -96,6 +96,7 @@ def test_shapes_and_refusals(vectors: baselines.WordVectors) -> None:
         ({"pooling": "last"}, r"pooling='last': expected one of mean"),
         ({"prompt": "say "}, r"no context: no prompt"),
         ({"skip_first": True}, r"no context"),
+        ({"max_length": -1}, r"max_length=-1: expected 1 \.\. "),
     ]:
         with pytest.raises(ValueError, match=message):
             model.encode(TEXTS, **arguments)

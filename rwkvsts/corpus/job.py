@@ -23,7 +23,7 @@ from .output import Folder, Rows, narrow, npy_file, room_for
 from .overlap import ahead
 
 if TYPE_CHECKING:
-    from ..batch import Show
+    from ..progress import Show
 
 READY = 2  # blocks read before they are computed
 WRITING = 2  # blocks computed and not yet written

@@ -11,13 +11,14 @@ SIF is Arora, Liang and Ma (ICLR 2017), uSIF Ethayarajh (Repl4NLP 2018) as its a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..embedder import FloatArray, Layer, Layers, Request, as_list, check_texts
+from ..embedder import BaseEmbedder, FloatArray, Layer, Prompt, Request, check_texts
 from .baselines import WordVectors, split_words
 
 RECIPES = ("average", "sif", "usif")
@@ -28,8 +29,12 @@ USIF_LENGTH = 11  # words of a sentence, as uSIF's author sets it
 Array = NDArray[np.float64]
 
 
-class Words:
-    """An `Embedder` of word vectors.
+class Words(BaseEmbedder):
+    """An `Embedder` of word vectors: float32 [S, D].
+
+    A text without a known word is the zero vector. `encode` cuts a text after max_length words,
+    refuses prompt and skip_first, since an average has no context, and has no use for batch_tokens
+    and show_progress.
 
     vectors : of the words that will be asked about
     recipe : "average"; "sif" or "usif", which need `fit`
@@ -101,40 +106,15 @@ class Words:
             self._common = list(zip(share.tolist(), directions, strict=True))
         return self
 
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        layers: Layers | None = None,
-        pooling: str = "mean",
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        normalize: bool = False,
-        show_progress: bool | None = None,
-        out: FloatArray | None = None,
-        *,
-        skip_first: bool = False,
-    ) -> FloatArray:
-        """Embed texts: float32 [S, D]. A text without a known word is the zero vector.
-
-        Parameters
-        ----------
-        texts : one text or many
-        layers, pooling : "final" and "mean" are all there is
-        max_length : words after which a text is cut
-        normalize, out : as for every model; batch_tokens and show_progress change nothing
-        prompt, skip_first : refused: an average has no context
-        """
-        if prompt is not None or skip_first:
+    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        if request.prompt != Prompt() or request.skip_first:
             raise ValueError("an average of word vectors has no context: no prompt, no skip_first")
         if self.recipe != "average" and self._weight is None:
             raise ValueError(f"recipe={self.recipe!r}: call fit on train sentences first")
-        request = Request.of(self, "final" if layers is None else layers, pooling, normalize, out)
-        listed, axes = as_list(texts)
-        check_texts(listed)
+        check_texts(texts)
         result, rows = request.result(axes, self.width)
-        for row, text in zip(rows, listed, strict=True):
-            vector = self._sum(text, max_length)
+        for row, text in zip(rows, texts, strict=True):
+            vector = self._sum(text, request.max_length)
             for share, direction in self._common:
                 vector = vector - share * (vector @ direction) * direction
             row[:] = vector
