@@ -3,7 +3,8 @@
     python bench/cpu.py [--sentences 64] [--turns 3] [--sizes finch,small] [--threads N]
                         [--dtypes bfloat16,float32] [--rows N] [--peers] [--check]
                         [--results FILE]
-    python bench/cpu.py --threads 1,2,4,8,16 [--sizes finch] [--dtypes bfloat16,float32] [--rows N]
+    python bench/cpu.py --threads 1,2,4,8,16 [--sizes finch] [--dtypes bfloat16,float32]
+                        [--turns 3] [--rows N]
 
 Makes random checkpoints (bench/checkpoint.py), draws sentences with MRPC's lengths (2816 of them
 are the whole task, about 76,000 World tokens), and prints tokens and pairs per second, GFLOP/s,
@@ -13,8 +14,7 @@ measurement has a process of its own, so that its peak memory is its own. --peer
 llama-cpp-python and the rwkv package, as far as they are installed (bench/cpu_peers.py); --check
 compares every layer with the float64 reference; --results writes what bench/table.py reads.
 
-With several numbers of threads it measures each of them on as many processors, one a core as long
-as there are cores, beside the sum of what these processors reach alone in the same run.
+With several numbers of threads it measures how they scale instead (bench/cpu_scale.py).
 
 What a program can do shows while nothing disturbs it, as in timeit: neighbours on a shared machine
 only ever take away. So everything is measured once a turn, in --turns turns, and the best of each
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from typing import Any
 import check
 import checkpoint
 import cpu_peers
+import cpu_scale
 import numpy as np
 from checkpoint import Size
 
@@ -235,51 +235,6 @@ def rows_of_table(
     ]
 
 
-# ---- many cores ---------------------------------------------------------------------------------
-
-
-def processors() -> list[int]:
-    """Those of this process: one of each core, then the others of these cores."""
-    first, rest = [], []
-    for processor in sorted(os.sched_getaffinity(0)):
-        more = threads_here(mask={*first, processor}) > len(first)
-        (first if more else rest).append(processor)
-    return first + rest
-
-
-def measure_on(some: list[int], *args: Any) -> float:
-    """Tokens per second of a process that may run on these processors alone."""
-    os.sched_setaffinity(0, some)
-    return measure(*args)["tokens/s"]
-
-
-def scale(args: argparse.Namespace, size: Size, path: Path, dtype: str) -> None:
-    """Print each number of threads beside the sum of its processors, each alone."""
-    here, blocks = processors(), min(12, size.L)
-    numbers = [n for n in args.threads if n <= len(here)]
-    alone: dict[int, list[float]] = {p: [] for p in here[: max(numbers)]}
-    together: dict[int, list[float]] = {n: [] for n in numbers}
-    for _ in range(args.turns):
-        for n in numbers:
-            what = (path, dtype, blocks, n * args.sentences, n, args.rows)
-            together[n].append(apart(measure_on, here[:n], *what))
-        for processor in alone:
-            what = (path, dtype, blocks, args.sentences, 1, args.rows)
-            alone[processor].append(apart(measure_on, [processor], *what))
-    print("threads  tokens/s  median  sum alone  share of it  best share")
-    for n in numbers:
-        best, median = max(together[n]), statistics.median(together[n])
-        most = sum(max(alone[p]) for p in here[:n])
-        usual = sum(statistics.median(alone[p]) for p in here[:n])
-        print(
-            f"{n:7d}  {best:8.0f}  {median:6.0f}  {usual:9.0f}  {100 * median / usual:9.0f} %"
-            f"  {100 * best / most:8.0f} %"
-        )
-    skipped = [n for n in args.threads if n not in numbers]
-    if skipped:
-        print(f"left out: {skipped} threads, as this process may use {len(here)} processors")
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sentences", type=int, default=64)
@@ -309,15 +264,16 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for name in args.sizes.split(","):
         size = SIZES[name]
+        if len(args.threads) > 1:
+            for dtype in args.dtypes.split(","):
+                print(f"\n{size.name}, {dtype}")
+                cpu_scale.scale(size, args.folder, dtype, args.threads, args.turns, args.rows)
+            continue
         path = args.folder / f"{name}.safetensors"
         checkpoint.write(path, size)
         for dtype in args.dtypes.split(","):
-            numbers = ", ".join(map(str, args.threads))
-            print(f"\n{size.name}, {dtype}, {numbers} threads, {args.sentences} sentences")
-            if len(args.threads) > 1:
-                scale(args, size, path, dtype)
-            else:
-                results += compare_programs(args, size, path, dtype)
+            print(f"\n{size.name}, {dtype}, {args.threads[0]} threads, {args.sentences} sentences")
+            results += compare_programs(args, size, path, dtype)
     if args.results:
         args.results.write_text(json.dumps({"facts": machine_facts(), "rows": results}, indent=1))
 

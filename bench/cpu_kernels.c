@@ -3,50 +3,21 @@
  *
  *   gcc -O3 -std=c11 -D_DEFAULT_SOURCE -Icsrc bench/cpu_kernels.c $(ls csrc/cpu/[a-z]*.c) csrc/base.c \
  *       -lpthread -lm -o /tmp/cpu_kernels
- *   /tmp/cpu_kernels [check | peak | time | verbs | all] [threads] [instruction set]
+ *   /tmp/cpu_kernels [check | peak | pairs | time | all] [threads] [instruction set]
+ *
+ * `pairs` runs the peak loop on every two processors at a time: hyperthreads of one core slow each other down, also where
+ * the system calls them cores. bench/cpu_verbs.c times the verbs.
  *
  * With -DEMULATE_AMX='"../../bench/amx_model.h"' the AMX kernel runs on a software model of the tile registers: layout
  * and tail errors show on any machine. Products are checked against double precision on ragged random sizes, with
  * the bits of each row compared between batches; the tolerance is the worst case of a float32 sum. */
-#define _GNU_SOURCE
-#include "cpu/cpu.h"
-#include "verbs6.h"
+#include "cpu_bench.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#include <stdatomic.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-
-/* With one thread its own processor time: right on a machine that is busy with other things too. */
-static clockid_t clock_used = CLOCK_MONOTONIC;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(clock_used, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static uint64_t seed = 88172645463325252u;
-
-static float random_float(void) {
-    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    return (float)((double)(seed >> 11) * 0x1p-53 * 2.0 - 1.0);
-}
-
-static int random_int(int low, int high) {
-    return low + (int)((random_float() * 0.5f + 0.5f) * (float)(high - low + 1)) % (high - low + 1);
-}
-
-static void must(enum status status, const struct error *e) {
-    if (status == OK) return;
-    fprintf(stderr, "%s\n", e->text);
-    exit(1);
-}
 
 /* ---- one product on the backend -------------------------------------------------------------------------------- */
 
@@ -80,23 +51,6 @@ static void bench_rows(struct bench *b, int T) {
     struct pass pass = {.T = T, .S = 1, .start = start, .before = &zero, .total = &T, .from = &none, .to = &none};
     bool replay;
     must(b->be->begin(b->w, &pass, &replay, &b->e), &b->e);
-}
-
-/* n numbers of a dtype, and what they are as floats. */
-static void *random_array(enum dtype dtype, size_t n, float scale, float *exact) {
-    char *p = aligned_alloc(64, (n * dtype_bytes(dtype) + 63) / 64 * 64);
-    for (size_t i = 0; i < n; i++) {
-        float f = scale * random_float();
-        if (dtype == BF16) {
-            uint16_t h = float_to_bfloat16(f);
-            f = bfloat16_to_float(h);
-            memcpy(p + 2 * i, &h, 2);
-        } else {
-            memcpy(p + 4 * i, &f, 4);
-        }
-        if (exact) exact[i] = f;
-    }
-    return p;
 }
 
 static struct weight pack(struct bench *b, enum dtype dtype, int n, int k, const void *data) {
@@ -245,15 +199,47 @@ static void *run_peak(void *argument) {
 }
 
 static double peak_of(peak_loop *loop, int threads) {
-    pthread_t thread[64];
-    double rate[64], sum = 0;
-    void *both[64][2];
+    pthread_t thread[MOST_THREADS];
+    double rate[MOST_THREADS], sum = 0;
+    void *both[MOST_THREADS][2];
     for (int i = 0; i < threads; i++) {
         both[i][0] = &loop, both[i][1] = &rate[i];
         pthread_create(&thread[i], NULL, run_peak, both[i]);
     }
     for (int i = 0; i < threads; i++) pthread_join(thread[i], NULL), sum += rate[i];
     return sum;
+}
+
+static void *run_peak_on(void *argument) {
+    void **all = argument;
+    run_only_on(*(int *)all[2]);
+    return run_peak(argument);
+}
+
+/* The rates of two loops at a time, each on its processor; the same one twice: of one alone. */
+static double peak_of_pair(peak_loop *loop, int a, int b) {
+    pthread_t thread[2];
+    double rate[2] = {0, 0};
+    void *all[2][3] = {{&loop, &rate[0], &a}, {&loop, &rate[1], &b}};
+    int count = a == b ? 1 : 2;
+    for (int i = 0; i < count; i++) pthread_create(&thread[i], NULL, run_peak_on, all[i]);
+    for (int i = 0; i < count; i++) pthread_join(thread[i], NULL);
+    return rate[0] + rate[1];
+}
+
+static void pairs(peak_loop *loop, const char *name) {
+    int n = processors_here(), slow = 0;
+    double alone[MOST_THREADS];
+    for (int i = 0; i < n; i++) alone[i] = peak_of_pair(loop, i, i);
+    printf("%s, GFLOP/s of each processor alone:", name);
+    for (int i = 0; i < n; i++) printf(" %.0f", 1e-9 * alone[i]);
+    printf("\npairs below 80 %% of their sum:");
+    for (int i = 0; i < n; i++)
+        for (int j = i + 1; j < n; j++) {
+            double share = peak_of_pair(loop, i, j) / (alone[i] + alone[j]);
+            if (share < 0.8) printf(" %d+%d %.0f %%", i, j, 100 * share), slow++;
+        }
+    printf(" (%d of %d)\nall %d at once: %.0f GFLOP/s\n", slow, n * (n - 1) / 2, n, 1e-9 * peak_of(loop, n));
 }
 
 /* The peak of the instruction that a product of this dtype runs on. */
@@ -265,7 +251,17 @@ static double peak(const char *isa, enum dtype dtype, int threads) {
     if (!strcmp(isa, "avx2")) return f.avx2_fma ? peak_of(peak_avx2, threads) : NAN;
     return f.avx512 ? peak_of(peak_avx512, threads) : NAN;
 }
+
+static void every_pair(void) {
+    struct cpu_features f = cpu_features();
+    if (f.amx_bf16) pairs(peak_amx, "AMX");
+    if (f.avx512) pairs(peak_avx512, "AVX-512");
+    else if (f.avx2_fma) pairs(peak_avx2, "AVX2");
+}
 #else
+static void every_pair(void) {
+}
+
 static double peak(const char *isa, enum dtype dtype, int threads) {
     (void)isa, (void)dtype, (void)threads;
     return NAN;
@@ -285,8 +281,8 @@ static void *read_memory(void *argument) {
 
 static void memory_rate(int threads) {
     size_t bytes = (size_t)512 << 20;
-    pthread_t thread[64];
-    void *both[64][2];
+    pthread_t thread[MOST_THREADS];
+    void *both[MOST_THREADS][2];
     for (int i = 0; i < threads; i++) {
         both[i][0] = memory_new(NULL, bytes), both[i][1] = &bytes;
         memset(both[i][0], 1, bytes);
@@ -350,172 +346,18 @@ static void time_isa(const char *isa, int threads) {
     }
 }
 
-/* ---- verbs ----------------------------------------------------------------------------------------------------- */
-
-enum { C = 2048, H = 32, N = 64, F = 7168, R = 32, D = 64, VOCABULARY = 1000, T = 1008, LENGTH = 28 };
-
-struct block {
-    struct weight vector, table, heads, maa_w1, maa_w2, decay_w1, decay_w2, square, wide, narrow;
-};
-
-static struct weight pack_random(struct bench *b, enum role role, enum dtype dtype, int g, int rows, int columns) {
-    size_t n = (size_t)g * (size_t)rows * (size_t)columns;
-    void *data = random_array(dtype, n, 0.1f, NULL);
-    struct array a = {.dtype = dtype, .ndim = 3, .shape = {g, rows, columns}, .data = data};
-    if (role != LORA_UP) a = (struct array){.dtype = dtype, .ndim = 2, .shape = {rows, columns}, .data = data};
-    struct weight w;
-    must(b->be->pack(b->dev, role, &a, &w, &b->e), &b->e);
-    free(data);
-    return w;
-}
-
-/* Large pages, as the session's slab has them. */
-static float *zeroed(size_t bytes) {
-    return memset(memory_new(NULL, bytes), 0, bytes);
-}
-
-static struct block random_block(struct bench *b, enum dtype dtype) {
-    return (struct block){
-        .vector = pack_random(b, VECTOR, dtype, 1, 1, C),
-        .table = pack_random(b, TABLE, dtype, 1, VOCABULARY, C),
-        .heads = pack_random(b, VECTOR, dtype, 1, H, N),
-        .maa_w1 = pack_random(b, LORA_DOWN, dtype, 1, C, 5 * R),
-        .maa_w2 = pack_random(b, LORA_UP, dtype, 5, R, C),
-        .decay_w1 = pack_random(b, LORA_DOWN, dtype, 1, C, D),
-        .decay_w2 = pack_random(b, LORA_UP, dtype, 1, D, C),
-        .square = pack_random(b, LINEAR, dtype, 1, C, C),
-        .wide = pack_random(b, LINEAR, dtype, 1, F, C),
-        .narrow = pack_random(b, LINEAR, dtype, 1, C, F),
-    };
-}
-
-/* Microseconds a token that `call` takes, the best of three. */
-#define TIME_VERB(name, flops, call)                                                                                   \
-    do {                                                                                                               \
-        double best = 1e9;                                                                                             \
-        for (int i = 0; i < 3; i++) {                                                                                  \
-            double began = now();                                                                                      \
-            must(call, &b->e);                                                                                         \
-            if (now() - began < best) best = now() - began;                                                            \
-        }                                                                                                              \
-        printf("  %-16s %8.2f us a token %8.1f GF/s\n", name, 1e6 * best / T, 1e-9 * (flops) * T / best);              \
-    } while (0)
-
-/* Buffers of a pass; in type and out type share them, as float32 is the larger. */
-struct stage {
-    struct block w;
-    float *x, *decay, *low, *wide, *pooled, *buffer[6];
-};
-
-enum { ROW_BYTES = T * C * sizeof(float), WIDE_BYTES = T * F * sizeof(float) };
-
-static struct stage stage_open(struct bench *b, enum dtype dtype) {
-    struct stage s = {.w = random_block(b, dtype)};
-    s.x = zeroed(ROW_BYTES);
-    s.decay = zeroed(ROW_BYTES);
-    s.low = zeroed(ROW_BYTES);
-    s.pooled = zeroed(ROW_BYTES);
-    s.wide = zeroed(WIDE_BYTES);
-    for (int i = 0; i < 6; i++) s.buffer[i] = zeroed(ROW_BYTES);
-    return s;
-}
-
-static void stage_close(struct bench *b, struct stage *s) {
-    for (int i = 0; i < 6; i++) memory_free(NULL, s->buffer[i], ROW_BYTES);
-    memory_free(NULL, s->x, ROW_BYTES);
-    memory_free(NULL, s->decay, ROW_BYTES);
-    memory_free(NULL, s->low, ROW_BYTES);
-    memory_free(NULL, s->pooled, ROW_BYTES);
-    memory_free(NULL, s->wide, WIDE_BYTES);
-    struct weight *all = &s->w.vector;
-    for (size_t i = 0; i < sizeof s->w / sizeof *all; i++) b->be->unpack(b->dev, all + i);
-}
-
-static void time_time_mix(struct bench *b, const struct stage *s) {
-    const struct weight *v = &s->w.vector, *square = &s->w.square;
-    struct norm ln = {v, v};
-    struct shift6 shift = {.x = s->x, .ln1 = ln, .past = s->pooled, .maa_x = v, .maa = {v, v, v, v, v}};
-    shift.w1 = &s->w.maa_w1;
-    shift.w2 = &s->w.maa_w2;
-    for (int i = 0; i < MIXES6; i++) shift.mixed[i] = s->buffer[i];
-    TIME_VERB("shift6", 4.0 * C * 5 * R, b->be->rwkv6->shift(b->w, &shift, &b->e));
-    const struct gemm five[] = {
-        {.w = square, .in = s->buffer[1], .epilogue = STORE, .out = s->x},
-        {.w = square, .in = s->buffer[2], .epilogue = STORE, .out = s->x},
-        {.w = square, .in = s->buffer[3], .epilogue = STORE, .out = s->x},
-        {.w = square, .in = s->buffer[4], .epilogue = SILU, .out = s->x},
-        {.w = &s->w.decay_w1, .in = s->buffer[0], .epilogue = LOW_TANH, .out = s->low},
-    };
-    TIME_VERB("k v r g, decay", 8.0 * C * C + 2.0 * C * D, b->be->gemm(b->w, five, 5, &b->e));
-    struct wkv6 wkv = {.r = s->x, .k = s->x, .v = s->x, .g = s->x, .low = s->low, .time_decay = v};
-    wkv.w2 = &s->w.decay_w2;
-    wkv.decay = s->decay;
-    wkv.u = &s->w.heads;
-    wkv.ln_x = ln;
-    wkv.out = s->buffer[5];
-    TIME_VERB("wkv6", 6.0 * C * N + 2.0 * C * D, b->be->rwkv6->wkv(b->w, &wkv, &b->e));
-    struct gemm output = {.w = square, .in = s->buffer[5], .epilogue = ADD, .out = s->x};
-    TIME_VERB("output", 2.0 * C * C, b->be->gemm(b->w, &output, 1, &b->e));
-}
-
-static void time_channel_mix(struct bench *b, const struct stage *s) {
-    const struct weight *v = &s->w.vector;
-    struct shift shift = {.mixes = 2, .x = s->x, .ln = {v, v}, .past = s->pooled, .mix = {v, v}};
-    shift.mixed[0] = s->buffer[0];
-    shift.mixed[1] = s->buffer[1];
-    TIME_VERB("shift", 0, b->be->shift(b->w, &shift, &b->e));
-    const struct gemm two[] = {
-        {.w = &s->w.wide, .in = s->buffer[0], .epilogue = RELU2, .out = s->wide},
-        {.w = &s->w.square, .in = s->buffer[1], .epilogue = SIGMOID, .out = s->buffer[2]},
-    };
-    TIME_VERB("ffn key, r", 2.0 * C * (C + F), b->be->gemm(b->w, two, 2, &b->e));
-    struct gemm value = {.w = &s->w.narrow, .in = s->wide, .epilogue = GATE_ADD, .out = s->x, .gate = s->buffer[2]};
-    value.of_squares = true;
-    TIME_VERB("ffn value", 2.0 * C * F, b->be->gemm(b->w, &value, 1, &b->e));
-}
-
-static void time_verbs(const char *isa, enum dtype dtype, int threads) {
-    struct bench bench = {.be = cpu_backend(), .dtype = dtype}, *b = &bench;
-    struct dims dims = {.L = 1, .C = C, .H = H, .N = N, .F = F, .rank = {R, D}, .V = VOCABULARY};
-    struct device_options options = {.dtype = dtype, .threads = threads, .isa = isa};
-    must(b->be->open(&dims, NULL, 0, &options, &b->meter, &b->dev, &b->e), &b->e);
-    must(b->be->worker_open(b->dev, T, T, 1, &b->w, &b->e), &b->e);
-    struct stage s = stage_open(b, BF16); /* as released weights are */
-    static int32_t ids[T], start[T + 1], zeros[T], total[T], none[T], layers[1];
-    for (int i = 0; i < T / LENGTH; i++) start[i] = i * LENGTH, total[i] = LENGTH;
-    for (int i = 0; i < T; i++) ids[i] = random_int(0, VOCABULARY - 1), none[i] = -1;
-    start[T / LENGTH] = T;
-    struct pass pass = {.T = T, .S = T / LENGTH, .ids = ids, .start = start, .before = zeros, .total = total};
-    pass.finished = T / LENGTH;
-    pass.skip = zeros;
-    pass.from = pass.to = none;
-    pass.columns = 1;
-    pass.layers = layers;
-    pass.pooled = s.pooled;
-    bool replay;
-    must(b->be->begin(b->w, &pass, &replay, &b->e), &b->e);
-    printf("%s\n", b->be->describe(b->dev));
-    struct norm ln = {&s.w.vector, &s.w.vector};
-    TIME_VERB("embed", 0, b->be->embed(b->w, &(struct embed){&s.w.table, ln, s.x}, &b->e));
-    time_time_mix(b, &s);
-    time_channel_mix(b, &s);
-    TIME_VERB("pool", 0, b->be->pool(b->w, &(struct pool){s.x, NULL, 0}, &b->e));
-    stage_close(b, &s);
-    bench_close(b);
-}
-
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "all", *only = argc > 3 ? argv[3] : NULL;
     int threads = argc > 2 ? atoi(argv[2]) : 2, failures = 0;
     bool every = !strcmp(what, "all");
     if (threads == 1) clock_used = CLOCK_THREAD_CPUTIME_ID;
     if (every || !strcmp(what, "peak")) memory_rate(threads);
+    if (!strcmp(what, "pairs")) every_pair();
     for (int i = 0; cpu_isa_names[i]; i++) {
         const char *isa = cpu_isa_names[i];
         if (!cpu_isa_available(isa) || (only && strcmp(only, isa))) continue;
         if (every || !strcmp(what, "check")) failures += check(isa, threads);
         if (every || !strcmp(what, "time")) time_isa(isa, threads);
-        if (every || !strcmp(what, "verbs")) time_verbs(isa, F32, threads), time_verbs(isa, BF16, threads);
     }
     return failures > 0;
 }
