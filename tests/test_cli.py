@@ -491,6 +491,8 @@ def test_info_prints_what_it_costs_on_ones_own_texts(
     assert 0.9999 < min(lowest) < 1
     assert cli.main([*ask, "float32"]) == 1
     assert "give --dtype" in capsys.readouterr().err
+    assert cli.main(["info", "demo", "--dtype", "bfloat16"]) == 1
+    assert "they are of --accuracy FILE" in capsys.readouterr().err
     file.write_text("\n \n")
     assert cli.main([*ask, "bfloat16"]) == 1
     assert "no text" in capsys.readouterr().err

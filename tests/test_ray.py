@@ -128,6 +128,8 @@ def test_started_again_it_skips_what_stands(cluster: Any, weights: Path, tmp_pat
     coarse = {**LOAD, "dtype": "bfloat16"}
     with pytest.raises(DataError, match="differs: load.dtype was 'float32' and is 'bfloat16'"):
         to_folder(ray.data.read_parquet(everything), out, weights, COLUMNS, OPTIONS, **coarse)
+    with pytest.raises(DataError, match=r"differs: load.vocabulary was None and is 'v\.txt'"):
+        to_folder(None, out, weights, COLUMNS, OPTIONS, **LOAD, vocabulary=tmp_path / "v.txt")
 
 
 def test_the_command_on_a_cluster(cluster: Any, weights: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_standing_says_what_is_beaten_and_what_is_noise(study: Study) -> None:
 def test_a_long_reading_is_shown_by_its_best_layer_and_its_last(make: Any) -> None:
     study = make(layers="all", splits=("validation",), tokenizers=("world",), timed_pairs=0)
     assert len(study.rows) == 3 + 13
-    kept = [row for row in report.shown(study.rows) if row.pooling]
+    kept = [row for row in report.shown(study) if row.pooling]
     best = next(row for row in study.rows if row.best == "system" and row.pooling)
     assert {row.layer for row in kept} == {best.layer, "final"}
     table = list(csv.DictReader(report.csv(study).splitlines()))
@@ -106,6 +106,25 @@ def test_the_ladder_is_shown_step_by_step(make: Any) -> None:
         "up: leading token 0",
         "up: every layer",
     ]
+
+
+def test_a_step_is_shown_where_a_higher_one_is_better(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_LAYERS", 6)  # of the stand-in's 13: the paper has 6 of them
+    study = make(recipe=("world",), splits=("validation",), timed_pairs=0)
+    led = [row for row in report.shown(study) if row.lead]
+    steps = {row.layer: row.step for row in led}
+    assert [x for x in steps if steps[x] == "leading token 0"] == [1, 3, 5, 7, 9, 11]
+    assert 1 <= sum(step == "every layer" for step in steps.values()) <= 2
+
+
+def test_every_model_of_a_run_is_named_below_the_table(study: Study) -> None:
+    facts = study.runs[0]["facts"]
+    one = {"source": "a/b", "revision": None, "tokenizer": "world", "dtype": "x", "device": "cpu"}
+    facts["models"] = [one, {**one, "source": "c/d", "revision": "r1"}]
+    said = report.markdown(study)
+    assert "model a/b world: x on cpu" in said and "model c/d r1 world: x on cpu" in said
 
 
 def test_csv_and_json_hold_every_figure(study: Study, tmp_path: Path) -> None:
@@ -382,6 +401,11 @@ def noise(texts: list[str], layers: Any) -> np.ndarray:
         (lambda out: shutil.rmtree(out), "not the folder of a run"),
         (lambda out: (out / "run.json").write_text("{"), "not the folder of a run"),
         (lambda out: (out / "run.json").write_text("{}"), "expected a run of format 1, found None"),
+        (lambda out: (out / "run.json").write_text("[]"), "expected a run of format 1, found None"),
+        (
+            lambda out: (out / "run.json").write_text('{"format": 1, "rows": []}'),
+            r"run\.json is not as it was written \('pairs'\); run the study again",
+        ),
         (lambda out: (out / "scores.parquet").write_bytes(b"PAR1"), "not the folder of a run"),
     ],
 )

@@ -273,7 +273,7 @@ def test_each_layer_has_its_own_time(
     def time_pairs(embed: Any, *_: Any, **__: Any) -> cost.PairTime:
         model.calls.append({"layers": 0})
         embed(["w1", "w2"])
-        return cost.PairTime(model.calls[-1]["layers"], 7.0, 2)
+        return cost.PairTime(model.calls[-1]["layers"], 7.0)
 
     monkeypatch.setattr(cost, "time_pairs", time_pairs)
     table = experiment.run(config(glove, layers=(5, 3)))

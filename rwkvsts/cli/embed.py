@@ -14,7 +14,6 @@ from .. import corpus
 from ..errors import DataError
 from ..model import RWKV
 from ..progress import say
-from ..tokenizer import KINDS
 from .options import (
     add_file_options,
     add_model_options,
@@ -43,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     inputs = add_text_options(parser)
     parser.add_argument("--out", required=True, help="folder, or .npy file, to write")
-    add_model_options(parser, [*KINDS])
+    add_model_options(parser)
     add_file_options(parser)
     add_reading_options(parser)
     parser.add_argument(

@@ -12,7 +12,6 @@ from .. import corpus
 from ..corpus.blocks import cut
 from ..errors import DataError
 from ..progress import say
-from ..tokenizer import KINDS
 from .options import (
     add_file_options,
     add_model_options,
@@ -38,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts", type=int, default=10_000, help="at most so many, drawn from all by chance"
     )
-    add_model_options(parser, [*KINDS])
+    add_model_options(parser)
     add_file_options(parser)
     add_reading_options(parser)
     add_threads(parser)

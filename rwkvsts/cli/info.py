@@ -24,6 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     """`rwkvsts info`: versions, what the processor and the GPU offer, and a model's sizes."""
+    if args.accuracy is None and (args.dtype, args.device) != ("auto", "auto"):
+        raise DataError("--dtype, --device: they are of --accuracy FILE; name the texts' file too")
     if args.accuracy is not None:
         if args.model is None:
             raise DataError("--accuracy: of which model? Name it, as in info demo --accuracy FILE")

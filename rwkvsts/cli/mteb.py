@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ..errors import DataError
-from ..tokenizer import KINDS
 from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
 
 
@@ -15,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Run MTEB tasks on each layer. The results folder is MTEB's own: a result that is there "
         "already is not computed again. Needs the extra: pip install 'rwkvsts[mteb]'."
     )
-    add_model_options(parser, [*KINDS])
+    add_model_options(parser)
     add_file_options(parser)
     add_threads(parser)
     parser.add_argument(

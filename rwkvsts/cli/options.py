@@ -11,14 +11,16 @@ from ..embedder import NAMED_LAYERS
 from ..errors import DataError
 from ..model import POOLING, RWKV, Layer
 from ..opening import highest
+from ..tokenizer import KINDS
 
 
-def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, which of its layers, pooled how, and on what it runs."""
     parser.add_argument("--model", default="demo", help="file, folder, repository or demo")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument(
         "--tokenizer",
-        choices=tokenizers,
+        choices=[*KINDS],
         default="world",
         help="of the texts: the model's own, the paper's, or an id a byte",
     )
@@ -32,6 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser, tokenizers: list[str]) ->
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """What a model runs on, and the type of its weights and products."""
     parser.add_argument(
         "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1"
     )
@@ -75,11 +78,12 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
+    """How many threads a model uses."""
     parser.add_argument("--threads", type=int, help="of the CPU; default: all that may be used")
 
 
 def load_model(args: argparse.Namespace) -> RWKV:
-    """The model that the three above asked for, with no more blocks than its layers need."""
+    """The model that the options above name, with no more blocks than its layers need."""
     return RWKV.from_pretrained(
         args.model,
         revision=args.revision,
@@ -106,6 +110,7 @@ def load_projection(path: Path | None, dim: int | None = None) -> corpus.Project
 
 
 def device_name(text: str) -> str:
+    """The type of --device: a name that means something, whether or not there is such a device."""
     try:
         device.parse(text)
     except ValueError as error:
@@ -114,6 +119,7 @@ def device_name(text: str) -> str:
 
 
 def layer_list(text: str) -> tuple[Layer, ...]:
+    """The type of --layers: numbers and names with commas between."""
     parts = [part.strip() for part in text.split(",")]
     named = {str(layer): layer for layer in NAMED_LAYERS}
     for part in parts:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..progress import say
-from ..tokenizer import KINDS
 from .options import (
     add_file_options,
     add_model_options,
@@ -27,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Serve embeddings of one layer over HTTP, as OpenAI's /v1/embeddings does, with /health "
         "and /metrics. Nobody is asked for a key. Needs the extra: pip install 'rwkvsts[serve]'."
     )
-    add_model_options(parser, [*KINDS])
+    add_model_options(parser)
     add_file_options(parser)
     add_threads(parser)
     parser.add_argument("--prompt", help="put before each text, or around it where it holds {text}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DataError
-from .catalogue import GLUE_FILES, SICK_SETS, STSB_HEADER, DataSet
+from .catalogue import DATA_SETS, GLUE_FILES, SICK_SETS, STSB_HEADER, DataSet
 from .pairs import Columns
 from .readers import Record, need, read_jsonl, read_tsv
 
@@ -76,7 +76,7 @@ def _mrpc_dev_ids(folder: Path) -> set[tuple[str, str]]:
             "validation split and comes with GLUE's MRPC: put it beside msr_paraphrase_train.txt"
         )
     ids = {(row["id 1"], row["id 2"]) for _, row in read_tsv(path, ("id 1", "id 2"))}
-    expected = 408
+    expected = DATA_SETS["mrpc"].counts["validation"]
     if len(ids) != expected:
         raise DataError(
             f"{path}: expected {expected} distinct id pairs, found {len(ids)}; get the file again"

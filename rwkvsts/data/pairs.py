@@ -74,7 +74,10 @@ def collect(
 
 
 def shown(path: Path) -> str:
-    """A file's place as results name it: repository and revision, or its last two parts."""
+    """A place as results name it: repository and revision, or the last two parts of a path.
+
+    Enough to know a file again, and nobody's home folder.
+    """
     parts = path.parts
     if "snapshots" in parts:  # of the hub's cache: datasets--org--name/snapshots/revision/file
         i = parts.index("snapshots")
@@ -89,7 +92,7 @@ def _text(path: Path, line: int, column: str, row: dict[str, Any]) -> str:
         return text
     raise DataError(
         f"{path}, line {line}, column {column!r}: expected a sentence, found {text!r}; "
-        "get the file again"
+        "mend it there, or get the file again"
     )
 
 
@@ -110,5 +113,5 @@ def _label(path: Path, line: int, columns: Columns, row: dict[str, Any]) -> floa
         wanted = "a finite number"
     raise DataError(
         f"{path}, line {line}, column {columns.label!r}: expected {wanted}, found {cell!r}; "
-        "get the file again"
+        "mend it there, or get the file again"
     )

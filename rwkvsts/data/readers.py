@@ -22,7 +22,7 @@ LONGEST_LINE = 16 << 20  # bytes, of JSON Lines
 FOREIGN = {
     b"PK\3\4": "a zip: unpack it, and give the file inside",
     b"7z\xbc\xaf": "a 7z archive: unpack it, and give the file inside",
-    b"\x1f\x8b": "compressed by gzip: unpack it, and give the file inside",
+    GZIP: "compressed by gzip: unpack it, and give the file inside",
     b"\xff\xfe": "in UTF-16: save it as UTF-8",
     b"\xfe\xff": "in UTF-16: save it as UTF-8",
     b"PAR1": "a Parquet file: give the text file",
@@ -99,6 +99,7 @@ def decode_line(path: str | Path, line: int, raw: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
+    """A whole file; `DataError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -153,9 +154,10 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def need(path: Path, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """`DataError` unless a file's columns hold those that are wanted."""
     missing = [column for column in wanted if column not in found]
     if missing:
         raise DataError(
             f"{path}: column {missing[0]!r} is missing; found {', '.join(map(repr, found))}; "
-            "get the file again, or check that it is the right one"
+            "check that it is the right file; of pairs of your own, name the columns by --columns"
         )

@@ -43,7 +43,8 @@ except ImportError as error:
     absent(error, "ray")
 
 JOB = "_job.json"
-BITS = ("revision", "file", "tokenizer", "device", "dtype")  # options of load that change them
+# Options of load that change bits.
+BITS = ("revision", "file", "tokenizer", "vocabulary", "device", "dtype")
 
 
 class Embedder:
@@ -151,14 +152,20 @@ def _room(gpus: float, threads: int) -> int:
     return max(int((resources.get("CPU", 1) - machines) / threads), 1)
 
 
+def _named(place: Source | None) -> str | None:
+    """A source or an option as a job notes it, without the folders of one machine."""
+    if place is None:
+        return None
+    return os.path.basename(place) if os.path.isabs(place) else os.fspath(place)
+
+
 def _same_job(
     folder: Path, model: Source, columns: Columns, options: Options, load: dict[str, Any]
 ) -> None:
     """Note what the folder is embedded with; refuse to go on with anything else."""
-    source = os.fspath(model)
     about = {
-        "model": os.path.basename(source) if os.path.isabs(source) else source,
-        "load": {name: load.get(name) for name in BITS},
+        "model": _named(model),
+        "load": {name: _named(load.get(name)) for name in BITS},
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
         "embedding": options.embedding(),
         "output": {"dtype": options.dtype, "on_empty": options.on_empty},

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from .statistics import cosine
 
 MIB = 1 << 20
+WARM_UP = 3  # calls that are not counted
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class PairTime:
 
     median: float
     mean: float
-    pairs: int
 
 
 def time_pairs(
@@ -33,23 +33,20 @@ def time_pairs(
     sentence1: list[str],
     sentence2: list[str],
     pairs: int = 20,
-    warm_up: int = 3,
 ) -> PairTime:
     """Time `embed([one, other])` and a cosine for the first `pairs` pairs, one pair a call.
 
-    `embed` maps texts to [S, C]. `warm_up` calls come first and are not counted.
+    embed : texts to [S, C]; called `WARM_UP` times more, before it is timed
     """
-    seconds = []
     texts = list(zip(sentence1, sentence2, strict=True))[:pairs]
-    for counted, (one, other) in [(False, pair) for pair in texts[:warm_up]] + [
-        (True, pair) for pair in texts
-    ]:
+    seconds = []
+    for one, other in texts[:WARM_UP] + texts:
         start = time.perf_counter()
         both = np.asarray(embed([one, other]))
         cosine(both[:1], both[1:])
-        if counted:
-            seconds.append(time.perf_counter() - start)
-    return PairTime(float(np.median(seconds)), float(np.mean(seconds)), len(seconds))
+        seconds.append(time.perf_counter() - start)
+    counted = seconds[-len(texts) :]
+    return PairTime(float(np.median(counted)), float(np.mean(counted)))
 
 
 def host_peak_bytes() -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import datasets, load_file
-from ..data.datasets import Pairs
+from ..data.pairs import Pairs, shown
 from ..embedder import Layer
 from ..errors import DataError
 from . import baselines, cost, machine, models, notes, published, statistics, table
@@ -215,11 +215,6 @@ def model_names(sources: tuple[str, ...]) -> list[str]:
     return names
 
 
-def short(path: str) -> str:
-    """The end of a path: enough to know a file again, and nobody's home folder."""
-    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
-
-
 def _by_tokenizer(listed: list[Reading]) -> list[list[Reading]]:
     """Readings that one opened model can serve, in the order in which they are listed."""
     groups: dict[str | None, list[Reading]] = {}
@@ -314,7 +309,7 @@ def _by_vectors(
 def _model_facts(model: Any, name: str, tokenizer: str | None) -> dict[str, Any]:
     return {
         "name": name,
-        "source": short(str(model.source)),
+        "source": shown(Path(model.source)),
         "revision": model.revision,
         "tokenizer": tokenizer,
         "device": model.device,
@@ -328,7 +323,7 @@ def _model_facts(model: Any, name: str, tokenizer: str | None) -> dict[str, Any]
 
 def _vector_facts(vectors: baselines.WordVectors) -> dict[str, Any]:
     return {
-        "source": short(vectors.source),
+        "source": shown(Path(vectors.source)),
         "rows": vectors.file_rows,
         "dims": vectors.table.shape[1],
         "share": round(vectors.share, 4),
@@ -345,11 +340,11 @@ def settings_record(config: StudyConfig) -> dict[str, Any]:
     record = asdict(config)
     for name, value in record.items():
         if name in ("models", "pairs"):
-            record[name] = [short(str(path)) for path in value]
+            record[name] = [shown(Path(path)) for path in value]
         elif isinstance(value, tuple):
             record[name] = list(value)
         elif isinstance(value, Path) or name in ("data", "glove", "cache_dir"):
-            record[name] = None if value is None else short(str(value))
+            record[name] = None if value is None else shown(Path(value))
     return record
 
 

@@ -110,12 +110,17 @@ def read(folder: str | Path) -> tuple[list[Scored], dict[str, Any]]:
             f"{folder}: not the folder of a run ({_reason(error)}); give one that "
             "rwkvsts study --out has written"
         ) from None
-    if record.get("format") != FORMAT:
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
         raise DataError(
-            f"{folder}: expected a run of format {FORMAT}, found {record.get('format')!r}; "
-            "run the study again"
+            f"{folder}: expected a run of format {FORMAT}, found {found!r}; run the study again"
         )
-    return _scored(folder, record, scores), record
+    try:
+        return _scored(folder, record, scores), record
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder}: run.json is not as it was written ({_reason(error)}); run the study again"
+        ) from None
 
 
 def merge(folders: list[str | Path]) -> Study:

@@ -1,7 +1,8 @@
 """A study on paper: the table as text, Markdown, LaTeX and CSV.
 
 Text, Markdown and LaTeX show what a reader compares; CSV holds every row and field. A reading of
-more layers than fit a page is shown by its best one.
+more layers than fit a page is shown by its best one and its last, but on every step of the ladder
+that a study of recipes climbs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def text(study: Study) -> str:
             break
         hidden.append(column)
         table = _tabulate(study, "simple", hidden)
-    if len(shown(study.rows)) < len(study.rows):
+    if len(shown(study)) < len(study.rows):
         notes.append(f"- {SHORTENED}")
     return "\n".join([table, "", *notes])
 
@@ -53,7 +54,7 @@ def text(study: Study) -> str:
 def markdown(study: Study) -> str:
     """The table for a README or an issue."""
     machines = [", ".join(f"{k}: {v}" for k, v in _machine(r).items()) for r in study.runs]
-    shortened = [SHORTENED] if len(shown(study.rows)) < len(study.rows) else []
+    shortened = [SHORTENED] if len(shown(study)) < len(study.rows) else []
     notes = [f"- {note}" for note in [*shortened, *study.notes, *dict.fromkeys(machines)]]
     return "\n".join([_tabulate(study, "github"), "", *notes]) + "\n"
 
@@ -72,23 +73,39 @@ def csv(study: Study) -> str:
     return table
 
 
-def shown(rows: list[Row]) -> list[Row]:
-    """The rows that a page has room for: of a long reading the best layer and the last."""
-    layers: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        layers.setdefault((row.task, row.split, row.method), []).append(row)
-    long = {key for key, found in layers.items() if len(found) > MOST_LAYERS}
-    last = [found[-1] for found in layers.values()]
-    return [r for r in rows if (r.task, r.split, r.method) not in long or r.best or r in last]
+def shown(study: Study) -> list[Row]:
+    """The rows that a page has room for: of a long reading the best layer and the last.
+
+    Where the ladder is shown, each step's layers are counted for themselves: a step whose rows all
+    hid behind a better layer of a higher step would be missing.
+    """
+    by_step = _by_step(study)
+
+    def part(row: Row) -> tuple[str, ...]:
+        return row.task, row.split, row.method, row.step if by_step else ""
+
+    layers: dict[tuple[str, ...], list[Row]] = {}
+    for row in study.rows:
+        layers.setdefault(part(row), []).append(row)
+    return [
+        row
+        for row in study.rows
+        if len(layers[part(row)]) <= MOST_LAYERS or row.best or row is layers[part(row)][-1]
+    ]
+
+
+def _by_step(study: Study) -> bool:
+    """Whether the table shows the ladder: where a recipe was run, whose steps it tells apart."""
+    return any(run["config"]["recipe"] for run in study.runs)
 
 
 def _tabulate(study: Study, form: str, hidden: list[str] | None = None) -> str:
     from tabulate import tabulate
 
-    by_step = any(run["config"]["recipe"] for run in study.runs)
+    by_step = _by_step(study)
     rows: list[list[str]] = []
     title: tuple[str, ...] = ()
-    for row in _ordered(shown(study.rows), by_step):
+    for row in _ordered(shown(study), by_step):
         if (row.task, row.split) != title[:2]:
             rows.append(_title(f"{row.task} {row.split}, n = {row.n}"))
         if by_step and row.step and (row.task, row.split, row.model, row.step) != title:
@@ -170,8 +187,6 @@ def _machine(run: dict[str, Any]) -> dict[str, Any]:
     names = ("date", "cpu", "cores", "gpu", "os", "python", "numpy", "scipy", "rwkvsts")
     short = {name: facts[name] for name in names if facts.get(name)}
     for model in facts["models"]:
-        tokenizer = f" ({model['tokenizer']})" if model["tokenizer"] else ""
-        revision = f" {model['revision']}" if model["revision"] else ""
-        where = f"{model['dtype']} on {model['device']}"
-        short[f"model{tokenizer}"] = f"{model['source']}{revision} {where}"
+        words = ["model", model["source"], model["revision"], model["tokenizer"]]
+        short[" ".join(filter(None, words))] = f"{model['dtype']} on {model['device']}"
     return short

@@ -86,10 +86,6 @@ class Row:
     published_source: str = ""
 
 
-# Columns that differ between two runs of the same study.
-COSTS = ("ms_per_pair", "ms_per_pair_mean", "ms_per_pair_batched", "peak_mib")
-
-
 def build(scored: Sequence[Scored], resamples: int = 1000, seed: int = 0) -> list[Row]:
     """The rows of all methods on all splits, split by split in the order given."""
     splits = list(dict.fromkeys(s.pairs.key for s in scored))
