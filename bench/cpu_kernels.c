@@ -1,4 +1,4 @@
-/* The workshop of the CPU kernels: checks every product, then times it against the peak that this machine shows in the
+/* The CPU kernels by themselves: checks every product, then times it against the peak that this machine shows in the
  * same run. Stand-alone:
  *
  *   gcc -O3 -std=c11 -D_DEFAULT_SOURCE -Icsrc bench/cpu_kernels.c $(ls csrc/cpu/[a-z]*.c) csrc/base.c \

@@ -37,6 +37,9 @@ enum status fail(struct error *e, enum status status, const char *format, ...) P
         if (status_ != OK) return status_;                                                                             \
     } while (0)
 
+/* Elements of an array that is declared in sight. */
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
 /* *out = a * b, a + b; false when the result does not fit. */
 bool size_mul(size_t a, size_t b, size_t *out);
 bool size_add(size_t a, size_t b, size_t *out);

@@ -17,7 +17,7 @@ static const struct tensor_spec OUTER[] = {
     {"ln_out.weight", VECTOR, "C", AT(ln_out_weight), false},
     {"ln_out.bias", VECTOR, "C", AT(ln_out_bias), false},
 };
-enum { OUTER_TENSORS = sizeof OUTER / sizeof *OUTER, LN_OUT = 3 }; /* OUTER[LN_OUT ..] are read for "final" only */
+enum { OUTER_TENSORS = COUNT(OUTER), LN_OUT = 3 }; /* OUTER[LN_OUT ..] are read for "final" only */
 
 static char *block_of(const struct model *m, int block) {
     return m->blocks + (size_t)block * m->architecture->block_bytes;

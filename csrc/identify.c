@@ -62,9 +62,9 @@ static enum status check_refusals(const struct architecture *a, const char *name
 /* Ignored without a word: what is no part of the stream, such as the head or a training's own numbers. */
 static bool harmless(const char *name) {
     static const char *const parts[] = {"emb", "pos_emb", "ln0.", "ln_"}, *const words[] = {"lora", "adapter"};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+    for (int i = 0; i < COUNT(parts); i++)
         if (!strncmp(name, parts[i], strlen(parts[i]))) return false;
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+    for (int i = 0; i < COUNT(words); i++)
         if (strstr(name, words[i])) return !strncmp(name, "head.", 5);
     return true;
 }
@@ -73,7 +73,7 @@ static bool harmless(const char *name) {
  * be ignored. */
 static enum status check_tensor(const struct architecture *a, const char *name, const char *leaf, struct error *e) {
     static const char *const around[] = {"emb.weight", "ln_out.weight", "ln_out.bias"};
-    for (size_t i = 0; i < sizeof around / sizeof *around; i++)
+    for (int i = 0; i < COUNT(around); i++)
         if (!strcmp(name, around[i])) return OK;
     if (leaf ? spec_of(a, leaf) != NULL : harmless(name)) return OK;
     if (strstr(name, "lora"))

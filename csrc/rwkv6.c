@@ -185,7 +185,6 @@ static enum status runs_on(const struct backend *be, const struct dims *dims, st
     return be->rwkv6->fits ? be->rwkv6->fits(dims, e) : OK;
 }
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 const struct architecture rwkv6 = {
     .name = "RWKV-6",
     .mark = "att.time_maa_x",

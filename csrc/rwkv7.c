@@ -202,7 +202,6 @@ static enum status runs_on(const struct backend *be, const struct dims *dims, st
     return be->rwkv7->fits ? be->rwkv7->fits(dims, e) : OK;
 }
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 const struct architecture rwkv7 = {
     .name = "RWKV-7",
     .mark = "att.r_k",

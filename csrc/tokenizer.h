@@ -17,8 +17,8 @@ struct entry { /* one vocabulary line; bytes belong to the caller and are copied
 
 enum { MOST_ENTRY = 1024 }; /* bytes of an entry; World's longest has 128. It bounds the time of encode */
 
-/* Refuses empty, repeated or longer entries, ids outside 1 .. 2^24 - 1, repeated ids, and a vocabulary that lacks one of the 256
- * single bytes: with all of them every byte string can be encoded. */
+/* Refuses empty, repeated or longer entries, ids outside 1 .. 2^24 - 1, repeated ids, and a vocabulary that lacks one of
+ * the 256 single bytes: with all of them every byte string can be encoded. */
 enum status tokenizer_open(const struct entry *entries, size_t count, struct tokenizer **out, struct error *e);
 void tokenizer_close(struct tokenizer *t);
 

@@ -6,11 +6,14 @@ The slow test builds the pages with every warning an error; it needs the extra `
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rwkvsts.cli.main import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("rwkvsts/assets/*.md")]
@@ -37,6 +40,22 @@ def test_named_source_files_exist(name: str) -> None:
     for token in re.findall(r"`([\w./-]+\.(?:c|h|cu|cuh|py|sh|md|yml))`", prose(ROOT / name)):
         if "N." not in token:  # rwkvN.c is a file to come
             assert any(path.endswith(f"/{token}") for path in held), token
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_blocks_are_taken(page: Path) -> None:
+    """Each option of `rwkvsts` is known; each script exists and names the options it is given."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.findall(r"(?:rwkvsts (?!\[)|python (?=\w+/)).*?(?= && |$)", line):
+                words = shlex.split(command, comments=True)
+                if words[0] == "rwkvsts":
+                    _parser().parse_args(words[1:])  # exits where it is not taken
+                    continue
+                script = (ROOT / words[1]).read_text("utf-8")
+                options = [word for word in words[2:] if word.startswith("--")]
+                assert not [option for option in options if f'"{option}"' not in script], command
 
 
 @pytest.mark.slow

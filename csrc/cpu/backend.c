@@ -23,12 +23,10 @@ static const struct {
 #endif
 };
 
-enum { LEVELS = sizeof levels / sizeof levels[0] };
-
 /* Fills the table from the portable kernels upward, as far as `isa` or, without one, the processor goes. */
 static enum status choose_kernels(const char *isa, struct kernels *k, const char **chosen, struct error *e) {
     int top = -1;
-    for (int i = 0; i < LEVELS; i++)
+    for (int i = 0; i < COUNT(levels); i++)
         if (isa ? !strcmp(isa, levels[i].name) : cpu_isa_available(levels[i].name)) top = i;
     if (top < 0)
         return fail(e, BAD_INPUT, "instruction set \"%s\": expected portable, avx2, avx512, avx512bf16 or amx", isa);

@@ -48,7 +48,7 @@ struct cpu_features cpu_features(void) {
     f.avx512 = f.avx2_fma && (saved & ZMM) == ZMM && all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
     f.avx512bf16 = f.avx512 && all(sub_a, SUB_AVX512BF16);
 #if defined(EMULATE_AMX)
-    f.amx_bf16 = f.avx512bf16; /* the workshop's model of the tiles stands in */
+    f.amx_bf16 = f.avx512bf16; /* bench/amx_model.h stands in for the tiles */
 #else
     f.amx_bf16 = f.avx512bf16 && (saved & TILES) == TILES && all(d, AMX_BF16 | AMX_TILE) && amx_permitted();
 #endif
