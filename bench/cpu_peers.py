@@ -3,6 +3,8 @@
     llama-cpp-python   GGUF files written here (F32, BF16, Q8_0; needs gguf), mean pooling, 32
                        ragged sequences in a batch; all blocks, as it cannot stop earlier
     rwkv               the official package, one sentence a call; all blocks and the head
+    rwkv.cpp           likewise; its librwkv.so has to be on LD_LIBRARY_PATH. FP16 stands beside
+                       bfloat16, which its files cannot hold
 
 What is not installed is left out, saying so. Rescaling is off, so llama.cpp's rows can be compared
 with ours: the cosine printed at the end shows that both computed the same thing.
@@ -10,6 +12,7 @@ with ours: the cosine printed at the end shows that both computed the same thing
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,6 +218,86 @@ def write_pth(path: Path, size: Size) -> None:
     torch.save(tensors, path)
 
 
+def write_rwkv_cpp(path: Path, size: Size, kind: str) -> None:
+    """What rwkv.cpp's convert_pytorch_to_ggml.py makes: FP16 for matrices, or all FP32."""
+    if path.exists():
+        return
+    part = path.with_suffix(".part")
+    half = kind == "FP16"
+    with part.open("wb") as file:
+        file.write(struct.pack("=6i", 0x67676D66, 101, size.V, size.C, size.L, half))
+        for name, bits in checkpoint.tensors(size):
+            array = floats(bits)
+            if ".time_" in name:
+                array = array.squeeze()
+            if "time_maa_w1" in name or "time_decay_w" in name:
+                array = array.T
+            elif "time_maa_w2" in name:
+                array = array.transpose(0, 2, 1)
+            elif "time_faaaa" in name or "time_decay" in name:
+                array = array.reshape(size.C // size.N, size.N, 1)
+            small = array.ndim == 1 or ".time_" in name
+            array = np.ascontiguousarray(array, np.float16 if half and not small else np.float32)
+            text = name.encode()
+            file.write(struct.pack("=3i", array.ndim, len(text), array.dtype == np.float16))
+            file.write(struct.pack(f"={array.ndim}i", *reversed(array.shape)) + text)
+            file.write(array.data)
+    part.rename(path)
+
+
+def rwkv_cpp(path: Path, ids: list[list[int]], threads: int) -> dict[str, Any]:
+    """Tokens per second of rwkv.cpp, a sentence a call, and some sentences' logits."""
+    import ctypes
+
+    from cpu import peak_rss
+
+    try:
+        library = ctypes.CDLL("librwkv.so")
+    except OSError as error:
+        raise ImportError(f"librwkv.so is not on LD_LIBRARY_PATH: {error}") from error
+    library.rwkv_init_from_file.restype = ctypes.c_void_p
+    library.rwkv_get_state_len.restype = ctypes.c_size_t
+    library.rwkv_eval_sequence.restype = ctypes.c_bool
+    context = ctypes.c_void_p(library.rwkv_init_from_file(str(path).encode(), threads, 0))
+    if not context:
+        raise RuntimeError(f"rwkv.cpp does not open {path}")
+    state = np.empty(library.rwkv_get_state_len(context), np.float32)
+    logits = np.empty(library.rwkv_get_n_vocab(context), np.float32)
+    floats_of = ctypes.POINTER(ctypes.c_float)
+
+    def encode(sequence: list[int]) -> np.ndarray:
+        tokens = (ctypes.c_uint32 * len(sequence))(*sequence)
+        to = [array.ctypes.data_as(floats_of) for array in (state, logits)]
+        if not library.rwkv_eval_sequence(
+            context, tokens, ctypes.c_size_t(len(sequence)), None, *to
+        ):
+            raise RuntimeError("rwkv_eval_sequence failed")
+        return logits.copy()
+
+    encode(ids[0])
+    start = time.perf_counter()
+    for sequence in ids:
+        encode(sequence)
+    took = time.perf_counter() - start
+    pair = time.perf_counter()
+    encode(ids[0])
+    encode(ids[1])
+    return {
+        "tokens/s": sum(map(len, ids)) / took,
+        "pair": 1e3 * (time.perf_counter() - pair),
+        "rss": peak_rss(),
+        "logits": np.array([encode(sequence) for sequence in ids[:4]]),
+    }
+
+
+def cosine_of_logits(path: Path, logits: np.ndarray, ids: list[list[int]]) -> float:
+    """The least between a peer's logits after a sentence and ours in float32."""
+    m = rwkvsts.RWKV6.from_pretrained(path, device="cpu", dtype="float32", tokenizer=None)
+    ours = m.encode_ids(ids[: len(logits)], "final", "last") @ m.head().T
+    sizes = np.linalg.norm(ours, axis=1) * np.linalg.norm(logits, axis=1)
+    return float(((ours * logits).sum(1) / sizes).min())
+
+
 def cosine(path: Path, rows: np.ndarray, ids: list[list[int]]) -> float:
     """The least between llama.cpp's rows and ours of the final layer."""
     m = rwkvsts.RWKV6.from_pretrained(path, device="cpu", dtype="float32", tokenizer=None)
@@ -239,9 +322,17 @@ def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> li
         write_pth(file, size)
         return apart(rwkv_pip, file, dtype, ids, threads)
 
+    half = {"float32": "FP32", "bfloat16": "FP16"}[dtype]
+
+    def run_rwkv_cpp() -> dict[str, Any]:
+        file = path.with_suffix(f".{half}.bin")
+        write_rwkv_cpp(file, size, half)
+        return apart(rwkv_cpp, file, ids, threads)
+
     return [
         Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True),
         Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True),
+        Program(f"rwkv.cpp {half}, {size.L} blocks", size.L, run_rwkv_cpp, peer=True),
     ]
 
 
@@ -252,6 +343,7 @@ def compare(
     from cpu import apart, sentences
 
     for program in programs:
-        if program.results and "rows" in program.results[0]:
-            lowest = apart(cosine, path, program.results[0]["rows"], sentences(count, size.V))
-            print(f"lowest cosine of {program.name} to ours in float32: {lowest:.5f}")
+        for what, measure in (("rows", cosine), ("logits", cosine_of_logits)):
+            if program.results and what in program.results[0]:
+                lowest = apart(measure, path, program.results[0][what], sentences(count, size.V))
+                print(f"lowest cosine of {program.name} to ours in float32: {lowest:.5f}")
