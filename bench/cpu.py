@@ -47,7 +47,7 @@ from checkpoint import Size
 
 import rwkvsts
 from rwkvsts.processors import threads_here
-from rwkvsts.study.machine import machine_facts
+from rwkvsts.study.machine import machine_facts, version
 
 SIZES = {"finch": checkpoint.FINCH_1B6, "small": checkpoint.SMALL}
 DTYPES = "bfloat16,float32"
@@ -145,6 +145,7 @@ class Program:
     blocks: int
     run: Callable[[], dict[str, Any]]  # tokens/s, pair, rss; ours also device, load
     peer: bool = False
+    package: str | None = None  # whose version is told
     results: list[dict[str, Any]] = field(default_factory=list)
 
     def all(self, what: str) -> list[float]:
@@ -214,13 +215,19 @@ def report(programs: list[Program], size: Size, top: float | None, count: int) -
         line(program.name, *cells)
 
 
+def title(program: Program) -> str:
+    """Name and version of a peer, without the blocks."""
+    name = program.name.removesuffix(f", {program.blocks} blocks")
+    return f"{name} ({program.package} {version(program.package)})" if program.package else name
+
+
 def rows_of_table(
     programs: list[Program], size: Size, dtype: str, threads: int
 ) -> list[dict[str, Any]]:
     """What bench/table.py prints of each program."""
     return [
         {
-            "program": "rwkvsts" if not program.peer else program.name,
+            "program": "rwkvsts" if not program.peer else title(program),
             "size": size.name,
             "dtype": dtype,
             "blocks": program.blocks,
@@ -275,7 +282,9 @@ def main() -> None:
             print(f"\n{size.name}, {dtype}, {args.threads[0]} threads, {args.sentences} sentences")
             results += compare_programs(args, size, path, dtype)
     if args.results:
-        args.results.write_text(json.dumps({"facts": machine_facts(), "rows": results}, indent=1))
+        args.results.write_text(
+            json.dumps({"facts": machine_facts(), "rows": results}, indent=1) + "\n"
+        )
 
 
 def compare_programs(

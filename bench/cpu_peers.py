@@ -330,9 +330,9 @@ def programs(size: Size, path: Path, dtype: str, count: int, threads: int) -> li
         return apart(rwkv_cpp, file, ids, threads)
 
     return [
-        Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, peer=True),
-        Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, peer=True),
-        Program(f"rwkv.cpp {half}, {size.L} blocks", size.L, run_rwkv_cpp, peer=True),
+        Program(f"llama.cpp {kind}, {size.L} blocks", size.L, run_llama, True, "llama-cpp-python"),
+        Program(f"rwkv {dtype}, {size.L} blocks", size.L, run_rwkv, True, "rwkv"),
+        Program(f"rwkv.cpp {half}, {size.L} blocks", size.L, run_rwkv_cpp, True),
     ]
 
 

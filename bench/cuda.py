@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import check
 import checkpoint
@@ -96,20 +97,12 @@ def check_bits(m: RWKV6, ids: list[np.ndarray], repeats: int) -> None:
     print(f"bits: {different} of {9 + len(range(0, len(ids), 97)) + repeats} runs differ")
 
 
-def write_results(path: Path, m: RWKV6, dtype: str, rate: float, pair: float) -> None:
-    """A row for bench/table.py."""
-    row = {
-        "program": "rwkvsts",
-        "size": SIZE.name,
-        "dtype": dtype,
-        "blocks": BLOCKS,
-        "threads": None,
-        "device": query_cuda().name,
-        "tokens/s": [rate],
-        "pair ms": [1e3 * pair],
-        "peak bytes": m.memory()["peak"],
-    }
-    path.write_text(json.dumps({"facts": machine_facts(), "rows": [row]}, indent=1))
+def write_results(path: Path, dtype: str, rows: list[dict[str, Any]]) -> None:
+    """What bench/table.py reads."""
+    same = {"program": "rwkvsts", "size": SIZE.name, "dtype": dtype, "blocks": BLOCKS}
+    same |= {"threads": None, "device": query_cuda().name, "pair ms": []}
+    results = {"facts": machine_facts(), "rows": [{**same, **row} for row in rows]}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:
@@ -138,8 +131,7 @@ def main() -> None:
     print(f"{rate:,.0f} tokens/s, {100 * rate / args.ceiling:.0f} % of the products alone")
     print("memory:", {name: f"{size / 1e9:.3f} GB" for name, size in m.memory().items()})
     median, slow = pair_seconds(m, ids)
-    if args.results:
-        write_results(args.results, m, args.dtype, rate, median)
+    own = {"tokens/s": [rate], "pair ms": [1e3 * median], "peak bytes": m.memory()["peak"]}
     print(f"a pair: {1e3 * median:.3f} ms, 90 % within {1e3 * slow:.3f} ms")
     if args.check:
         check_bits(m, ids, 100)
@@ -148,6 +140,7 @@ def main() -> None:
         for batch_tokens in (2112, 4224, 8448, 12672, 16896, 33792):
             swept = tokens / seconds(m, ids, 3, batch_tokens)
             print(f"{batch_tokens:6d} tokens a pass: {swept:,.0f} tokens/s")
+    ours = None
     if args.peers:
         ours = cuda_peers.Ours(
             rate, median, m.encode_ids(ids, LAYERS), m.encode_ids(ids[: cuda_peers.SAMPLE], "final")
@@ -155,11 +148,14 @@ def main() -> None:
     del m
     small = make_model(tensors, args.dtype, 1_600_000_000)
     within = tokens / seconds(small, ids, args.repeats)
-    peak = small.memory()["peak"] / 1e9
-    print(f"within 1.6 GB: {within:,.0f} tokens/s, peak {peak:.3f} GB")
+    peak = small.memory()["peak"]
+    print(f"within 1.6 GB: {within:,.0f} tokens/s, peak {peak / 1e9:.3f} GB")
     del small
-    if args.peers:
+    if ours:
         cuda_peers.measure(tensors, SIZE, LAYERS, ids, ours)
+    if args.results:
+        small_row = {"program": "rwkvsts within 1.6 GB", "tokens/s": [within], "peak bytes": peak}
+        write_results(args.results, args.dtype, [own, small_row, *(ours.peers if ours else [])])
 
 
 if __name__ == "__main__":

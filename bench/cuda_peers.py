@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Ours:
     pair: float  # seconds
     rows: np.ndarray  # [S, layers, C]
     final: np.ndarray  # [SAMPLE, C]
+    peers: list[dict[str, Any]] = field(default_factory=list)  # rows for bench/table.py
 
 
 def torch_array(bits: np.ndarray) -> Any:
@@ -285,7 +286,8 @@ def peers_rwkv(tensors: Tensors, size: Size, ids: Ids, ours: Ours) -> None:
     rate = sum(map(len, few)) / seconds(lambda: [encode(one) for one in few], 2)
     peak = torch.cuda.max_memory_allocated()
     pair = seconds(lambda: [encode(one) for one in few[:2]], 10)
-    line(f"rwkv {version('rwkv')}, a sentence a call ({len(few)} of them)", rate, pair, peak, ours)
+    name = f"rwkv {version('rwkv')}, a sentence a call ({len(few)} of them)"
+    line(name, rate, pair, peak, ours, "float16")
     print(f"    lowest cosine to our rows of ln_out: {lowest_cosine(rows, ours.final):.5f}")
 
 
@@ -302,7 +304,11 @@ def seconds(what: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def line(name: str, rate: float, pair: float, peak: int, ours: Ours) -> None:
+def line(
+    name: str, rate: float, pair: float, peak: int, ours: Ours, dtype: str = "bfloat16"
+) -> None:
+    row = {"program": name, "dtype": dtype, "tokens/s": [rate], "pair ms": [1e3 * pair]}
+    ours.peers.append({**row, "peak bytes": peak})
     print(
         f"{name}: {rate:,.0f} tokens/s, we {ours.rate / rate:.2f} times that; a pair "
         f"{1e3 * pair:.1f} ms, we {pair / ours.pair:.1f} times faster; peak {peak / 1e9:.2f} GB",

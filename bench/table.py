@@ -1,31 +1,36 @@
 """The table of README's "How fast": what was measured, on what, when, with which versions.
 
-    python bench/table.py FOLDER                measure this machine into FOLDER, print all of it
-    python bench/table.py FOLDER --print        print what FOLDER holds already
+    python bench/table.py --print                  print README's table, of all machines
+    python bench/table.py -- --peers --turns 3     measure this machine anew first
 
 Measures with bench/cpu.py and, where a CUDA device can be used, bench/cuda.py; arguments behind
-`--` go to the first, as in `-- --peers --turns 5`. Each leaves a file of results in FOLDER, named
-after the machine, so that the folder gathers machines: copy their files together and print.
+`--` go to the first, but --peers to both. Each leaves a file of results in bench/results, named
+after the machine, so that the folder gathers machines. README holds what is printed, to the letter;
+a test compares. Figures older than the files were copied into one from docs/SPEED.md, which their
+"note" says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rwkvsts.study.machine import cpu_model, gpu_name
 
 BENCH = Path(__file__).resolve().parent
-COLUMNS = ("", "tokens/s", "a pair alone", "peak memory")
+RESULTS = BENCH / "results"
+COLUMNS = ("on", "program", "dtype, blocks", "tokens/s", "a pair alone", "peak memory")
 HEAD = (
-    "Finch-1B6's shape, random weights, MRPC's sentence lengths, mean pooled; best / median of all"
+    "Finch-1B6's shape, random weights, MRPC's sentence lengths, mean pooled; the paper needs\n"
+    "12 of the 24 blocks. Best / median where there were several turns."
 )
 
 
@@ -35,39 +40,50 @@ def measure(folder: Path, more: list[str]) -> None:
     benches = [("cpu.py", cpu_model(), ["--sizes", "finch", *more])]
     gpu = gpu_name()
     if gpu:
-        benches.append(("cuda.py", gpu, []))
+        benches.append(("cuda.py", gpu, ["--peers"] if "--peers" in more else []))
     for bench, machine, options in benches:
         name = re.sub(r"\W+", "-", machine).strip("-").lower()
         command = [sys.executable, str(BENCH / bench), "--results", str(folder / f"{name}.json")]
         subprocess.run([*command, *options], check=True)
 
 
-def best_and_median(values: list[float], best: float, form: str) -> str:
+def three_digits(value: float) -> str:
+    """As many decimals as three digits leave; thousands set apart."""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def best_and_median(values: list[float], best: float, form: Callable[[float], str]) -> str:
     """Both; one figure where there is one."""
-    median = statistics.median(values)
-    return f"{best:{form}} / {median:{form}}" if len(values) > 1 else f"{median:{form}}"
+    median = form(statistics.median(values))
+    return f"{form(best)} / {median}" if len(values) > 1 else median
+
+
+def place(facts: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a row was measured on."""
+    if not row["threads"]:
+        return str(row["device"])
+    cpu = facts["cpu"].replace("(R)", "").replace("(TM)", "")
+    kernels = row["device"].removeprefix("cpu ").partition(",")[0]
+    cpu += f" ({kernels})" if kernels != "cpu" else ""
+    return f"{cpu}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
 
 
 def cells(facts: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """One line of the table."""
-    on = row["device"]
-    if row["threads"]:
-        on = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''} of {facts['cpu']}"
-        if row["device"].startswith("cpu "):
-            on += f" ({row['device'].removeprefix('cpu ').partition(',')[0]})"
-    program = "" if row["program"] == "rwkvsts" else f"{row['program']}: "
     rates, pairs = row["tokens/s"], row["pair ms"]
     return [
-        f"{program}{on}, {row['dtype']}, {row['blocks']} blocks",
-        best_and_median(rates, max(rates), ",.0f"),
-        best_and_median(pairs, min(pairs), ".3g") + " ms",
+        place(facts, row),
+        row["program"],
+        f"{row['dtype']}, {row['blocks']}",
+        best_and_median(rates, max(rates), "{:,.0f}".format),
+        best_and_median(pairs, min(pairs), three_digits) + " ms" if pairs else "",
         f"{row['peak bytes'] / 1e9:.2f} GB",
     ]
 
 
 def lines(results: list[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown, then what each machine's figures were made with."""
-    yield f"{HEAD} turns:\n"
+    yield f"{HEAD}\n"
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|---" * len(COLUMNS) + "|"
     for result in results:
@@ -77,17 +93,21 @@ def lines(results: list[dict[str, Any]]) -> Iterator[str]:
     for result in results:
         facts = result["facts"]
         name = result["rows"][0]["device"] if not result["rows"][0]["threads"] else facts["cpu"]
-        yield (
-            f"{name}: {facts['date'][:10]}, rwkvsts {facts['rwkvsts'] or 'of a checkout'}, "
-            f"Python {facts['python']}, NumPy {facts['numpy']}, {facts['os']}."
+        name = name.replace("(R)", "").replace("(TM)", "")
+        made = facts.get("note") or (
+            f"rwkvsts {facts['rwkvsts'] or 'of a checkout'}, Python {facts['python']}, "
+            f"NumPy {facts['numpy']}, {facts['os']}"
         )
+        yield f"- {name}, {facts['date'][:10]}: {made}."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--folder", type=Path, default=RESULTS, help="of files; default: %(default)s"
+    )
     parser.add_argument("--print", action="store_true", help="measure nothing")
-    parser.add_argument("more", nargs="*", help="for bench/cpu.py, behind --")
+    parser.add_argument("more", nargs="*", help="for the benches, behind --")
     args = parser.parse_args()
     if not args.print:
         measure(args.folder, args.more)
