@@ -105,7 +105,7 @@ def write_results(path: Path, dtype: str, rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--sentences", type=int, default=2816)
@@ -115,7 +115,11 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--results", type=Path, help="file to write, for bench/table.py")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     tensors = dict(checkpoint.tensors(SIZE))
     ids = sentences(args.sentences)
     tokens = sum(map(len, ids))
