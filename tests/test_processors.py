@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,54 @@ def test_other_controllers_say_nothing(root: Path) -> None:
 
 def test_this_machine() -> None:
     assert 1 <= threads_here() <= (os.cpu_count() or 1)
+
+
+def real_group(tmp_name: str) -> Path:
+    """A control group of this machine in which a quota can be set; skips where none can be made."""
+    mount = Path("/sys/fs/cgroup")
+    for base, file in ((mount / "cpu", "cpu.cfs_quota_us"), (mount, "cpu.max")):
+        group = base / tmp_name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / file).exists():
+            return group
+        group.rmdir()
+    pytest.skip("no control group with a CPU quota can be made here: needs root and a mount")
+
+
+def printed(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+several = pytest.mark.skipif(threads_here() < 2, reason="one thread is all there is anyway")
+
+
+@several
+def test_a_real_quota() -> None:
+    """A process in a group of one processor's time starts one thread, whatever it may run on."""
+    group = real_group(f"rwkvsts-test-{os.getpid()}")
+    try:
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("100000 100000")
+        else:
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        code = (
+            "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+            "from rwkvsts.processors import threads_here; print(threads_here())"
+        )
+        assert printed(code, str(group / "cgroup.procs")) == "1"
+    finally:
+        group.rmdir()
+
+
+@several
+def test_a_real_affinity_mask() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from rwkvsts.processors import threads_here; print(threads_here())"
+    )
+    assert printed(code) == "1"
