@@ -280,6 +280,29 @@ class TestOutput:
         ids = pyarrow.concat_tables(beside).column("id").to_pylist()
         assert ids == [f"{i:03}" for i in range(10)]
 
+    @pytest.mark.parametrize("at", range(7))
+    def test_ended_between_two_names(
+        self, model: RWKV6, monkeypatch: pytest.MonkeyPatch, at: int
+    ) -> None:
+        """Of a shard's two files one has its name: the job does it again, or nothing is missing."""
+        write_jsonl(Path("a.jsonl"), records(TEXTS[:10]))
+        how = corpus.Options((1,), format="npy", shard_rows=4)
+        names, replace = [], os.replace
+
+        def ended(part: Path, path: Path) -> None:
+            names.append(path)
+            if len(names) > at:
+                raise KeyboardInterrupt
+            replace(part, path)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", ended)
+            corpus.to_folder(model, survey("a.jsonl"), Path("out"), how)
+            raise KeyboardInterrupt  # all had their names
+        corpus.to_folder(model, survey("a.jsonl"), Path("out"), how)
+        rows = np.concatenate([np.load(f"out/part-0000{i}.npy") for i in range(3)])
+        assert np.array_equal(rows, model.encode(TEXTS[:10], layers=1))
+
     @pytest.mark.parametrize("policy", ["skip", "null"])
     def test_empty_rows_by_policy(self, model: RWKV6, policy: Any) -> None:
         texts = ["", "a", None, "b", "", "c", ""]

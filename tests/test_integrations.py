@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -288,13 +287,6 @@ def test_the_readmes_lines_name_what_there_is() -> None:
             library = module.split(".")[-1].replace("langchain", "langchain_core")
             pytest.importorskip(library, reason=f"README's line needs {library}")
             runs(f"from {module} import *\nfrom {module} import {call.split('(')[0]}\n{call}", {})
-
-
-@pytest.mark.parametrize("page", re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL))
-def test_the_pages_commands_parse(page: str) -> None:
-    for line in page.replace("\\\n", " ").splitlines():
-        if (at := line.find("rwkvsts ")) >= 0 and "pip install" not in line:
-            _parser().parse_args(shlex.split(line[at:], comments=True)[1:])
 
 
 def test_the_pages_lines_run() -> None:

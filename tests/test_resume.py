@@ -173,7 +173,8 @@ def test_a_damaged_pass_is_computed_again(tmp_path: Path, length: int) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / ".abc.npz.123.part").write_bytes(b"half")
+    (tmp_path / ".abc.npz.123.part").mkdir()
+    (tmp_path / ".abc.npz.123.part" / "abc.npz").write_bytes(b"half")
     run_kept(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
 
@@ -187,7 +188,7 @@ def test_a_full_disk_does_not_end_the_study(
     (tmp_path / "glove.txt").write_text("w1 1 0\nw2 0 1\n")
     monkeypatch.setattr(experiment.models, "open_model", lambda *_: WordCounts())
     monkeypatch.setattr(experiment.datasets, "load", lambda *_, **__: made_up_pairs())
-    monkeypatch.setattr(passes.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     config = StudyConfig(
         tasks=("mrpc",),
         splits=("validation",),

@@ -50,6 +50,26 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_gets_its_name_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int]] = []
+    replace = os.replace
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    def checked(part: Path, path: Path) -> None:
+        assert (part.stat().st_ino, part.stat().st_size) in synced
+        replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", checked)
+    with replacing(tmp_path / "x") as part, part.open("w") as file:
+        file.write("new")
+    assert (tmp_path / "x").read_text() == "new"
+
+
 def test_a_name_as_long_as_it_may_be(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     with replacing(path) as part:

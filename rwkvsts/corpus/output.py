@@ -131,21 +131,19 @@ class Folder:
         index, one = len(self.shards), len(self._options.layers) == 1
         path = self._columns_path(index)
         with ExitStack() as stack:
+            # Entered first, and so the last to get its name: this file says that a shard stands.
+            part = stack.enter_context(replacing(path))
+            npy = None
             if self._options.format == "npy":
                 array = self.path / f"part-{index:05}.npy"
                 npy = stack.enter_context(npy_file(array, self._width, self._options.dtype, one))
-                shard = Shard(self._schema, self._options, npy)
-            else:
-                shard = Shard(self._schema, self._options, None)
-            # Its columns last: their file is what says that a shard stands.
-            part = stack.enter_context(replacing(path))
-            with _synced(part):
-                shard.open(part)
-                try:
-                    yield shard
-                    shard.mark(_digest(self.about))
-                finally:
-                    shard.close()
+            shard = Shard(self._schema, self._options, npy)
+            shard.open(part)
+            try:
+                yield shard
+                shard.mark(_digest(self.about))
+            finally:
+                shard.close()
         _sync_folder(self.path)
 
     @property
@@ -244,12 +242,10 @@ def npy_file(path: Path, width: tuple[int, int], dtype: str, one: bool) -> Itera
 
     It is no memory map: a disk that fills under one ends the process without a word.
     """
-    with replacing(path) as part, told(path), open(part, "xb") as file:
+    with told(path), replacing(path) as part, open(part, "xb") as file:
         npy = Npy(file, width[1:] if one else width, dtype)
         yield npy
         npy.finish()
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def narrow(block: Block, rows: Rows, options: Options) -> NDArray[Any]:
@@ -363,14 +359,6 @@ def told(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: {os.strerror(error.errno)}") from error
 
 
-@contextmanager
-def _synced(path: Path) -> Iterator[None]:
-    """On the disk when the block ends without an exception: a rename may overtake the content."""
-    yield
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def _sync_folder(path: Path) -> None:
     with suppress(OSError):
         folder = os.open(path, os.O_RDONLY)
@@ -385,7 +373,7 @@ def _digest(about: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with told(path), replacing(path) as part, _synced(part):
+    with told(path), replacing(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

@@ -1,8 +1,9 @@
 """Files that are whole under their final name.
 
 Promises that a reader never meets a half-written file: what is written stands in a hidden folder
-of its own until it is complete, and vanishes on an error or a signal that Python hears. A process
-that is killed leaves the folder behind, and the next that writes the same file removes it.
+of its own until it is complete and on the disk, since a name may reach the disk before a content,
+and vanishes on an error or a signal that Python hears. A process that is killed leaves the folder
+behind, and the next that writes the same file removes it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
             held = _held(place)
         part = place / path.name
         yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         shutil.rmtree(place, ignore_errors=True)

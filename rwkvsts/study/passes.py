@@ -9,7 +9,6 @@ replaced file or another device is another model.
 from __future__ import annotations
 
 import json
-import os
 import time
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Pairs
+from ..files.writing import remove_left, replacing
 from ..model import Layer
 from ..progress import bar
 from . import cost, postprocess, statistics
@@ -244,8 +244,7 @@ class Keep:
         self.failure: OSError | None = None  # the first time that something could not be kept
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.part"):  # of a process that was killed
-                left.unlink(missing_ok=True)
+            remove_left(folder)  # of a process that was killed
 
     def run(
         self,
@@ -290,7 +289,8 @@ class Keep:
         if found is None:
             found = compute()
             try:
-                _write(path, found)
+                with replacing(path) as part, part.open("wb") as file:
+                    np.savez(file, **found)  # type: ignore[arg-type]
             except OSError as error:  # a full disk must not end the study
                 self.failure = self.failure or error
         return found
@@ -317,16 +317,3 @@ def _read(path: Path) -> Arrays | None:
             return dict(file)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Put the arrays under their name at once, and onto the disk before that."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
