@@ -258,7 +258,13 @@ struct cursor {
     int carry; /* which of the two carry slots holds the sequence that goes on */
 };
 
-/* Fills the pass with the next tokens, at most `rows`, cutting the last sequence where the backend lets it. */
+/* Whether what comes from `sequence` on, after so many of its tokens, would fill a pass. */
+static bool fills(const struct session *s, const struct request *r, int64_t sequence, int64_t tokens) {
+    return r->start[r->S] - r->start[sequence] - tokens >= s->size.rows || r->S - sequence >= s->sequences;
+}
+
+/* Fills the pass with the next tokens, at most `rows`, cutting the last sequence where the backend lets it; no sequence is
+ * cut whose end would be left to another request. */
 static enum status fill_pass(struct session *s, const struct request *r, struct cursor *at, struct error *e) {
     int rows = s->size.rows, T = 0, S = 0, finished = 0;
     int32_t *start = s->numbers, *before = start + rows + 1, *total = before + rows, *skip = total + rows;
@@ -269,6 +275,7 @@ static enum status fill_pass(struct session *s, const struct request *r, struct 
         int room = rows - T, cut = room / s->grain * s->grain, slot = at->carry;
         bool ends = left <= room, full = false;
         if (!ends && !cut) break;
+        if (!ends && S && r->more && !fills(s, r, at->sequence, cut)) break;
         if (!at->token) TRY(slot_of_origin(s, r, at->sequence, &slot, &full, e));
         if (full) break;
         start[S] = T;
@@ -304,11 +311,11 @@ static void begin_request(struct session *s, const struct request *r) {
     s->tokens = 0;
 }
 
-static enum status run_passes(struct session *s, const struct request *r, bool *finite, struct error *e) {
+static enum status run_passes(struct session *s, const struct request *r, struct outcome *out, struct error *e) {
     struct cursor at = {0, 0, 0};
     int64_t done = 0;
     begin_request(s, r);
-    while (at.sequence < r->S) {
+    while (at.sequence < r->S && (at.token || !r->more || fills(s, r, at.sequence, 0))) {
         s->pass.pooled = r->columns ? r->out + (size_t)done * (size_t)r->columns * (size_t)s->m->dims.C : NULL;
         TRY(fill_pass(s, r, &at, e));
         TRY(run_pass(s, r, done, e));
@@ -316,16 +323,17 @@ static enum status run_passes(struct session *s, const struct request *r, bool *
         done += s->pass.finished;
         s->passes++;
     }
-    TRY(s->be->finish(s->w, finite, e));
+    out->done = done;
+    TRY(s->be->finish(s->w, &out->finite, e));
     return poll(s, r, done, 0, e);
 }
 
 /* Rounding and subnormals are the process's to set, and another library may have set them: here they are the default. */
-enum status session_run(struct session *s, const struct request *r, bool *finite, struct error *e) {
+enum status session_run(struct session *s, const struct request *r, struct outcome *out, struct error *e) {
     TRY(check_request(s, r, e));
     fegetenv(&s->callers);
     fesetenv(FE_DFL_ENV);
-    enum status st = run_passes(s, r, finite, e);
+    enum status st = run_passes(s, r, out, e);
     fesetenv(&s->callers);
     return st;
 }

@@ -30,13 +30,18 @@ struct request {
     const struct state *first; /* [firsts] what sequences start from; NULL: zeros */
     const int64_t *origin;     /* [S] which of them; NULL: the only one */
     const struct state *last;  /* [S] states are left here; NULL: not asked */
+    bool more;                 /* another request follows: what would not fill a pass is left to it */
     /* Between blocks: sequences done, and tokens, those of a pass block by block; not OK stops the run. */
     enum status (*poll)(void *user, int64_t done, int64_t tokens, struct error *e);
     void *user;
 };
 
-/* A sequence may be longer than a pass: it goes on in the next one from its own state, with the same bits. *finite: no
- * pooled row holds NaN or infinity. */
-enum status session_run(struct session *s, const struct request *r, bool *finite, struct error *e);
+struct outcome {
+    int64_t done; /* sequences that were run, the first ones; all of them unless `more` */
+    bool finite;  /* no pooled row of theirs holds NaN or infinity */
+};
+
+/* A sequence may be longer than a pass: it goes on in the next one from its own state, with the same bits. */
+enum status session_run(struct session *s, const struct request *r, struct outcome *out, struct error *e);
 
 #endif

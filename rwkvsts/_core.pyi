@@ -57,4 +57,5 @@ class Model:
         progress: Callable[[int, int], object] | None,
         skip: NDArray[np.int32] | None = None,
         origin: NDArray[np.int64] | None = None,
-    ) -> State | bool: ...  # the states where last; else whether out is finite
+        more: bool = False,
+    ) -> tuple[Any, ...]: ...  # a State where last; else how many were run, and whether all finite

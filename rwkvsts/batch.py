@@ -1,5 +1,7 @@
 """Texts and id lists on their way to the core: checked, tokenised ahead of the device, counted.
 
+A slice of them rarely fills whole passes: what is left of it goes into a pass with the next slice.
+
 Assumes nothing about the items. Promises packed ids without an empty sequence, or one exception
 that names the item by its place in the caller's list.
 """
@@ -10,34 +12,65 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .embedder import Prompt, check_texts
+from .embedder import FloatArray, Prompt, check_texts
 from .progress import Show, bar
 from .tokenizer import Tokenizer
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Sequences of token ids, packed; S sequences, T tokens.
 
     skip : how many first tokens of each sequence are read but not pooled; None for none
+    lengths : of the texts in tokens, before max_length cut them and a prompt came around them; None
+        where these are the sequences' own
     """
 
     ids: NDArray[np.int32]  # [T]
     start: NDArray[np.int64]  # [S+1]
     skip: NDArray[np.int32] | None = None  # [S]
+    lengths: NDArray[np.int64] | None = None  # [S]
+
+    @classmethod
+    def none(cls) -> Batch:
+        """No sequence."""
+        return cls(np.zeros(0, np.int32), np.zeros(1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def after(self, done: int) -> Batch:
+        """The sequences from the one at `done` on, to be run."""
+        begin = self.start[done]
+        skip = None if self.skip is None else self.skip[done:]
+        return Batch(self.ids[begin:], self.start[done:] - begin, skip)
+
+    def and_then(self, other: Batch) -> Batch:
+        """These sequences and the other's, to be run."""
+        if not len(self):
+            return other
+        skip = None
+        if self.skip is not None or other.skip is not None:
+            each = [np.zeros(len(b), np.int32) if b.skip is None else b.skip for b in (self, other)]
+            skip = np.concatenate(each)
+        start = np.append(self.start[:-1], other.start + self.start[-1])
+        return Batch(np.concatenate([self.ids, other.ids]), start, skip)
 
 
 Prepare = Callable[[Sequence[Any], int], Batch]  # items and the place of the first among all
+Progress = Callable[[int, int], object]  # sequences and tokens that are done
 
 SLICE = 8192  # items prepared at a time, while the core runs the slice before them,
 LONG = 1 << 22  # or so many characters or ids: Ctrl-C waits for the slice that a thread prepares
-FIRST = 512  # texts of the first slice, which nothing runs beside: a GPU would wait for 8192
+FIRST = 512  # items of the first slice, which nothing runs beside: a GPU would wait for 8192
 QUIET = 20_000  # tokens: what takes but a moment shows no bar
 NO_PROMPT = Prompt()
 
@@ -70,13 +103,14 @@ def from_texts(
         ids, start = _not_empty(*encoded, name, first)
         if max_length is None and not between and not len(after):
             return _skipping(Batch(ids, start), int(skip_first), name, first)
+        lengths = np.diff(start)
         cut = [ids[a:b][:max_length] for a, b in pairwise(start)]
         earlier = [[part for piece in between for part in (text, piece)] for text in cut]
         joined = [
             np.concatenate([*read, text, after]) for read, text in zip(earlier, cut, strict=True)
         ]
         skip = np.array([sum(map(len, read)) for read in earlier], np.int32)
-        return _skipping(Batch(*join(joined), skip), int(skip_first), name, first)
+        return _skipping(Batch(*join(joined), skip, lengths), int(skip_first), name, first)
 
     return prepare
 
@@ -126,15 +160,50 @@ def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]
 def _cuts(items: Sequence[Any]) -> list[int]:
     """Where slices begin, and the end of the last."""
     cuts, size = [0], 0
-    first = min(FIRST, SLICE) if items and isinstance(items[0], str) else SLICE  # ids are ready
     for i, item in enumerate(items):
         length = length_hint(item)  # 0 of what has none: prepare refuses it
-        most = first if len(cuts) == 1 else SLICE
+        most = min(FIRST, SLICE) if len(cuts) == 1 else SLICE
         if i - cuts[-1] == most or (size and size + length > LONG):
             cuts.append(i)
             size = 0
         size += length
     return [*cuts, len(items)]
+
+
+class Run(Protocol):
+    """Runs sequences into their rows [S, L, C], the first of which is the one at `first` of all.
+
+    Returns how many it ran. Where `more` are to come it leaves those at the end that would not fill
+    a pass, to be run with the next.
+    """
+
+    def __call__(
+        self, read: Batch, rows: FloatArray, first: int, more: bool, progress: Progress
+    ) -> int: ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a model does with the texts of a call, or of a job whose texts come some at a time.
+
+    shape : of a text's rows, (layers, C)
+    """
+
+    prepare: Prepare
+    run: Run
+    shape: tuple[int, int]
+
+    def fill(self, items: Sequence[Any], rows: FloatArray, show: Show) -> None:
+        """The rows of all items, [S, L, C]."""
+        left, done = Batch.none(), 0
+        with Bar(len(items), show) as bar:
+            for first, read in ahead(items, self.prepare):
+                more = first + len(read) < len(items)
+                read = left.and_then(read)
+                bar.expect(done, len(read.ids))
+                count = self.run(read, rows[done : done + len(read)], done, more, bar.update)
+                bar.update(count, int(read.start[count]))
+                left, done = read.after(count), done + count
 
 
 class Bar:
@@ -146,21 +215,23 @@ class Bar:
     """
 
     def __init__(self, total: int, show: Show) -> None:
-        self._total, self._first, self._before, self._tokens = total, 0, 0, 0
+        self._total, self._first, self._tokens = total, 0, 0
+        self._before, self._done = 0, 0  # tokens, until this stretch and in it
         self._tell = show if callable(show) else None
         self._show = False if callable(show) else show
         self._bar: Any = None
 
     def expect(self, first: int, tokens: int) -> None:
-        """The slice that begins with text `first` comes next, and has so many tokens."""
-        self._first = first
-        self._before, self._tokens = self._before + self._tokens, tokens
+        """The stretch that begins with text `first` comes next, and has so many tokens."""
+        self._first, self._tokens = first, tokens
+        self._before, self._done = self._before + self._done, 0
         if self._bar is None and (self._show or (self._show is None and tokens > QUIET)):
             self._bar = bar(total=self._total, unit=" texts", show=self._show)
 
     def update(self, done: int, tokens: int | None = None) -> None:
-        """So many texts and tokens of the slice are done; all its tokens, where none are said."""
-        tokens = self._before + (self._tokens if tokens is None else tokens)
+        """So many texts and tokens of it are done; all its tokens, where none are said."""
+        self._done = self._tokens if tokens is None else tokens
+        tokens = self._before + self._done
         if self._tell is not None:
             self._tell(self._first + done, tokens)
         if self._bar is not None:
@@ -255,7 +326,7 @@ def _skipping(batch: Batch, least: int, name: str, first: int) -> Batch:
     skip = np.zeros(len(lengths), np.int32) if batch.skip is None else batch.skip
     skip = np.maximum(skip, least).astype(np.int32)
     check_left(skip, lengths, name, first)
-    return batch._replace(skip=skip if skip.any() else None)
+    return replace(batch, skip=skip if skip.any() else None)
 
 
 def check_left(skip: NDArray[Any], lengths: NDArray[Any], name: str, first: int) -> None:

@@ -8,7 +8,7 @@ an embedding depends on its text alone: in the models' own code padding runs thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -149,18 +149,34 @@ class EmbeddingRWKV(RWKV7):
         request = Request.of(
             self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
         )
-        tokenize = batch.from_texts(self._need_tokenizer(), max_length)
+        request = replace(request, skip_first=skip_first, state=state)
+        return self._encode(*as_list(texts), self._prepare(request, recipe), request)
+
+    def reader(
+        self,
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+    ) -> batch.Reader:
+        """As of every model; texts are read once."""
+        request = Request.of(self, layers, pooling, prompt, max_length, batch_tokens, normalize)
+        return self._reader(self._prepare(request, "once"), request)
+
+    def _prepare(self, request: Request, recipe: str) -> batch.Prepare:
+        tokenize = batch.from_texts(self._need_tokenizer(), request.max_length)
+        ended = _ended if recipe == "once" else _read_for_evaluation
 
         def prepare(items: Sequence[Any], first: int) -> batch.Batch:
             whole = [  # what is no text, or empty, is left to tokenize to name
                 request.prompt.around(text) if text and isinstance(text, str) else text
                 for text in items
             ]
-            ids, start, _ = tokenize(whole, first)
-            return _ended(ids, start) if recipe == "once" else _read_for_evaluation(ids, start)
+            return ended(tokenize(whole, first))
 
-        request = replace(request, skip_first=skip_first, state=state)
-        return self._encode(*as_list(texts), prepare, request)
+        return prepare
 
     def branch(self, *texts: Any, **options: Any) -> FloatArray:
         """Refused: a branch has no end of sentence."""
@@ -181,20 +197,20 @@ class EmbeddingRWKV(RWKV7):
         first: int,
         request: Request,
         rows: FloatArray,
-        progress: Callable[[int, int], object],
-    ) -> bool:
+        progress: batch.Progress,
+        more: bool,
+    ) -> tuple[int, bool]:
         """The heads, each of the mean over the ends of sentence of each text.
 
         The row at an end is the last row of the text up to there: those texts are what is run.
         """
-        ids, start, _ = read
-        ends = np.flatnonzero(ids == EOS)
-        text = np.searchsorted(start, ends, "right") - 1  # of each end
+        ends = np.flatnonzero(read.ids == EOS)
+        text = np.searchsorted(read.start, ends, "right") - 1  # of each end
         counts = np.bincount(text, minlength=len(rows))
         if not counts.all():
             place = first + int(np.flatnonzero(counts == 0)[0])
             raise ValueError(f"ids[{place}] holds no {EOS}: expected it where a sentence ends")
-        pieces = [ids[start[s] : end + 1] for s, end in zip(text, ends, strict=True)]
+        pieces = [read.ids[read.start[s] : end + 1] for s, end in zip(text, ends, strict=True)]
         packed, begins = batch.join(pieces)
         names = [self.layers[column] for column in request.columns]
         final = len(super().layers) - 1
@@ -203,16 +219,18 @@ class EmbeddingRWKV(RWKV7):
         streams = rows if one else np.empty((len(pieces), *rows.shape[1:]), np.float32)
 
         def update(done: int, tokens: int) -> None:
-            progress(int(text[done - 1]) if done else 0, tokens * len(ids) // len(packed))
+            progress(int(text[done - 1]) if done else 0, tokens * len(read.ids) // len(packed))
 
         request = replace(request, columns=columns, pooling="last")
-        self._run(batch.Batch(packed, begins), request, streams, update)
-        if not one:
-            _core.in_default_floats(lambda: _mean(streams, counts, rows))
+        run, _ = self._run(batch.Batch(packed, begins), request, streams, update, more=more)
+        done = int(text[run]) if run < len(text) else len(rows)  # texts of which no end is left
+        rows, counts = rows[:done], counts[:done]
+        if done and not one:
+            _core.in_default_floats(lambda: _mean(streams[: counts.sum()], counts, rows))
         for column, name in enumerate(names):
             if name in self._heads:
                 rows[:, column] = self._heads[name].apply(rows[:, column].copy())
-        return False  # a head may overflow where its stream is finite
+        return done, False  # a head may overflow where its stream is finite
 
 
 def _mean(rows: FloatArray, counts: NDArray[Any], out: FloatArray) -> None:
@@ -240,14 +258,16 @@ def _heads(tensors: Mapping[str, FloatArray], C: int, source: str) -> dict[Layer
     return heads
 
 
-def _ended(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
+def _ended(read: batch.Batch) -> batch.Batch:
     """An end of sentence after each text."""
-    ended = np.insert(ids, start[1:], EOS).astype(np.int32)
-    return batch.Batch(ended, start + np.arange(len(start)))
+    ended = np.insert(read.ids, read.start[1:], EOS).astype(np.int32)
+    lengths = np.diff(read.start) if read.lengths is None else read.lengths
+    return batch.Batch(ended, read.start + np.arange(len(read.start)), lengths=lengths)
 
 
-def _read_for_evaluation(ids: NDArray[np.int32], start: NDArray[np.int64]) -> batch.Batch:
-    return batch.Batch(*batch.join([_readings(ids[a:b][:LONGEST]) for a, b in pairwise(start)]))
+def _read_for_evaluation(read: batch.Batch) -> batch.Batch:
+    texts = [read.ids[a:b] for a, b in pairwise(read.start)]
+    return batch.Batch(*batch.join([_readings(ids[:LONGEST]) for ids in texts]))
 
 
 def _readings(ids: NDArray[np.int32]) -> NDArray[np.int32]:

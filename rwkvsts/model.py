@@ -8,7 +8,7 @@ one model may be used by several threads at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -294,6 +294,22 @@ class RWKV(BaseEmbedder):
         listed = listed_items("ids", ids)
         return self._encode(listed, (len(listed),), prepare, request)
 
+    def reader(
+        self,
+        layers: Layers | None = None,
+        pooling: str = "mean",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+    ) -> batch.Reader:
+        """`encode` for texts that come some at a time, whose passes are as full as in one call.
+
+        Arguments are those of `encode`.
+        """
+        request = Request.of(self, layers, pooling, prompt, max_length, batch_tokens, normalize)
+        return self._reader(*self._reading(request))
+
     def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
@@ -446,7 +462,7 @@ class RWKV(BaseEmbedder):
                 read = prepare(texts[first : first + step], first)
                 bar.expect(first, len(read.ids))
                 yield first, self._states(read, request.state, request.batch_tokens)
-                bar.update(len(read.start) - 1)
+                bar.update(len(read))
 
     def _states(
         self, read: batch.Batch, state: State | None, batch_tokens: int | None = None
@@ -454,7 +470,6 @@ class RWKV(BaseEmbedder):
         """The states after sequences, [S, ...] each array."""
         none, limit = np.empty(0, np.int32), batch_tokens or 0
         last = self._core.run(read.ids, read.start, none, 0, None, state, True, limit, None)
-        assert isinstance(last, tuple)  # it was asked for
         return State(*last)
 
     def _need_tokenizer(self) -> Tokenizer:
@@ -471,17 +486,22 @@ class RWKV(BaseEmbedder):
     ) -> FloatArray:
         """The embeddings of texts or lists of ids; `axes` as in `_embed`."""
         result, rows = request.result(axes, self.width)
-        if not items:
-            return result
-        with batch.Bar(len(items), request.show_progress) as bar:
-            for first, read in batch.ahead(items, prepare):
-                part = rows[first : first + len(read.start) - 1]
-                bar.expect(first, len(read.ids))
-                if not self._fill(read, first, request, part, bar.update):
-                    batch.warn_of_rows(part, first, [self.layers[i] for i in request.columns])
-                bar.update(len(part))
-                request.finish(part)
+        if items:
+            self._reader(prepare, request).fill(items, rows, request.show_progress)
         return result
+
+    def _reader(self, prepare: batch.Prepare, request: Request) -> batch.Reader:
+        def run(
+            read: batch.Batch, rows: FloatArray, first: int, more: bool, progress: batch.Progress
+        ) -> int:
+            done, finite = self._fill(read, first, request, rows, progress, more)
+            rows = rows[:done]
+            if not finite:
+                batch.warn_of_rows(rows, first, [self.layers[i] for i in request.columns])
+            request.finish(rows)
+            return done
+
+        return batch.Reader(prepare, run, (len(request.columns), self.width))
 
     def _fill(
         self,
@@ -489,24 +509,27 @@ class RWKV(BaseEmbedder):
         first: int,
         request: Request,
         rows: FloatArray,
-        progress: Callable[[int, int], object],
-    ) -> bool:
-        """Fill the rows of the items from `first` on; whether all of them are finite."""
-        return self._run(read, request, rows, progress)
+        progress: batch.Progress,
+        more: bool,
+    ) -> tuple[int, bool]:
+        """Fill the rows of the items from `first` on: how many, and whether all are finite."""
+        return self._run(read, request, rows, progress, more=more)
 
     def _run(
         self,
         read: batch.Batch,
         request: Request,
         rows: FloatArray,
-        progress: Callable[[int, int], object] | None = None,
+        progress: batch.Progress | None = None,
         origin: NDArray[np.int64] | None = None,
-    ) -> bool:
-        """Fill the pooled rows of some sequences; whether all of them are finite.
+        more: bool = False,
+    ) -> tuple[int, bool]:
+        """Fill the pooled rows of sequences: how many, and whether all of them are finite.
 
         origin : [S], which of the request's states each starts from; None where that is one state
+        more : sequences that would not fill a pass are left
         """
-        finite = self._core.run(
+        done, finite = self._core.run(
             read.ids,
             read.start,
             np.array(request.columns, np.int32),
@@ -518,8 +541,9 @@ class RWKV(BaseEmbedder):
             progress,
             read.skip,
             origin,
+            more,
         )
-        return finite is True
+        return int(done), bool(finite)
 
 
 class RWKV6(RWKV):

@@ -205,8 +205,8 @@ class CausalLM(BaseEmbedder):
         )
         listed = listed_items("ids", ids)
         vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
-        packed, start, _ = from_ids(vocabulary, max_length)(listed, 0)
-        sequences = [packed[a:b].tolist() for a, b in pairwise(start)]
+        read = from_ids(vocabulary, max_length)(listed, 0)
+        sequences = [read.ids[a:b].tolist() for a, b in pairwise(read.start)]
         request = replace(request, skip_first=skip_first)
         return self._encode("ids", sequences, [0] * len(listed), (len(listed),), request)
 

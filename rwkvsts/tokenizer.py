@@ -189,7 +189,8 @@ class Bytes:
         return list(_as_bytes(text))
 
     def encode_many(self, texts: Sequence[Text]) -> Encoded:
-        return _pack([self.encode(text) for text in texts])
+        found = [_as_bytes(text) for text in texts]
+        return np.frombuffer(b"".join(found), np.uint8).astype(np.int32), _starts(found)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         return bytes(ids)
@@ -228,6 +229,10 @@ class GPT2Tokenizer:
 
 
 def _pack(lists: Sequence[Sequence[int]]) -> Encoded:
+    return np.array([i for ids in lists for i in ids], np.int32), _starts(lists)
+
+
+def _starts(lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     start = np.zeros(len(lists) + 1, np.int64)
     np.cumsum([len(ids) for ids in lists], out=start[1:])
-    return np.array([i for ids in lists for i in ids], np.int32), start
+    return start

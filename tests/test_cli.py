@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tinymodel import random_weights
 
 import rwkvsts
 from rwkvsts import RWKV6, DataError, cli
+from rwkvsts.batch import Batch, Reader
 from rwkvsts.cli import info, study
 from rwkvsts.cli import options as cli_options
 from rwkvsts.cli.main import _parser
@@ -37,14 +39,9 @@ from rwkvsts.study import experiment, folder
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
 
-class Letters:
-    """A tokenizer whose tokens are letters."""
-
-    name = "letters"
-
-    def encode_many(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        start = np.cumsum([0, *map(len, texts)])
-        return np.zeros(start[-1], np.int32), start
+def letters(texts: list[str], first: int) -> Batch:
+    """Texts in tokens that are letters."""
+    return Batch(np.array([*map(ord, "".join(texts))]), np.cumsum([0, *map(len, texts)]))
 
 
 class Stand:
@@ -61,7 +58,7 @@ class Stand:
         self.architecture, self.layers = "made up", (*range(12), "final")
         self.poolings = ("mean", "last")
         self.default_layer = 6
-        self.tokenizer = Letters()
+        self.tokenizer = types.SimpleNamespace(name="letters")
 
     @classmethod
     def from_pretrained(cls, source: str, **how: Any) -> Stand:
@@ -83,6 +80,14 @@ class Stand:
             return result
         out[:] = result
         return out
+
+    def reader(self, layers: list[Any], *_: Any) -> Reader:
+        def run(read: Batch, rows: np.ndarray, *_: Any) -> int:
+            texts = ["".join(map(chr, read.ids[a:b])) for a, b in pairwise(read.start)]
+            self.encode(texts, layers, rows)
+            return len(texts)
+
+        return Reader(letters, run, (len(layers), self.width))
 
     def norms(self, texts: list[str], layers: list[Any], positions: int) -> np.ndarray:
         return np.ones((len(texts), len(layers), positions), np.float32)

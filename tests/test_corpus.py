@@ -361,6 +361,72 @@ class TestOutput:
             assert not Path("x.npy").exists()
 
 
+class Counting:
+    """A core that notes the passes of each run, of so many tokens at most."""
+
+    def __init__(self, core: Any) -> None:
+        self._core, self.passes = core, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def run(self, ids: Any, start: Any, *how: Any) -> Any:
+        found = self._core.run(ids, start, *how)
+        self.passes += -(-int(start[found[0]]) // how[5])
+        return found
+
+
+class TestPasses:
+    """Passes of 512 tokens and blocks of 30 texts, some 345 tokens."""
+
+    texts = tuple("x" * (4 + 7 * i % 16) for i in range(600))
+    most = -(-sum(map(len, texts)) // (512 - 19)) + 1  # a text may be left out of a pass; the last
+
+    @pytest.fixture
+    def core(self, model: RWKV6, monkeypatch: pytest.MonkeyPatch) -> Counting:
+        counting = Counting(model._core)
+        monkeypatch.setattr(model, "_core", counting)
+        return counting
+
+    def test_a_job_fills_them_across_blocks_and_shards(
+        self, model: RWKV6, core: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(options, "BLOCK_ROWS", 30)
+        Path("a.txt").write_text("\n".join(self.texts))
+        how = corpus.Options(layers=(1,), shard_rows=100)
+        reader, found = job.reader_of(model, how, 512), survey("a.txt")
+        tables = list(blocks.cut(found, 0, 30, 100))
+        parts = [
+            blocks.prepare(table, found.columns, reader.prepare, None, "error") for table in tables
+        ]
+        done = list(job.embedded(parts, reader, meter.Meter(1, 0)))
+        assert [block for block, _ in done] == parts and len(parts) == 24
+        assert core.passes <= self.most < len(parts) * 0.7
+        rows = np.concatenate([piece for _, pieces in done for piece in pieces])
+        expected = model.encode(list(self.texts), layers=1, batch_tokens=7)
+        assert np.array_equal(rows[:, 0], expected)
+
+    def test_so_does_one_call_across_its_slices(
+        self, model: RWKV6, core: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rwkvsts.batch.SLICE", 30)
+        found = model.encode(list(self.texts), layers=1, batch_tokens=512)
+        assert core.passes <= self.most
+        assert np.array_equal(found, model.encode(list(self.texts), layers=1, batch_tokens=7))
+
+    def test_blocks_without_texts_and_of_one_text_keep_their_order(self, model: RWKV6) -> None:
+        Path("a.jsonl").write_text("".join('{"text": "%s"}\n' % ("y" * (i % 3)) for i in range(9)))
+        found = survey("a.jsonl", on_empty="null")
+        reader = job.reader_of(model, corpus.Options((1,)))
+        tables = blocks.cut(found, 0, 1, 100)
+        parts = [
+            blocks.prepare(table, found.columns, reader.prepare, None, "null") for table in tables
+        ]
+        done = list(job.embedded(parts, reader, meter.Meter(1, 0)))
+        assert [sum(map(len, pieces)) for _, pieces in done] == [0, 1, 1] * 3
+        assert [block for block, _ in done] == parts
+
+
 class TestRefusals:
     def test_another_job_in_the_folder_is_told_apart(self, model: RWKV6) -> None:
         Path("a.txt").write_text("\n".join(TEXTS))

@@ -113,6 +113,24 @@ def test_bits_ignore_the_batch(model: rwkvsts.EmbeddingRWKV) -> None:
                 assert row.tobytes() == alone[i], (recipe, order)
 
 
+def test_texts_that_come_some_at_a_time(
+    model: rwkvsts.EmbeddingRWKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text whose ends of sentence lie in two runs is read again in the second."""
+    texts = [text * (1 + i % 3) for i, text in enumerate(TEXTS * 3)]
+    whole = {recipe: model.encode(texts, recipe=recipe) for recipe in ("once", "evaluation")}
+    monkeypatch.setattr("rwkvsts.batch.SLICE", 5)
+    for recipe, rows in whole.items():
+        for limit in (64, 300, None):
+            found = model.encode(texts, recipe=recipe, batch_tokens=limit)
+            assert found.tobytes() == rows.tobytes(), (recipe, limit)
+    reader = model.reader("retr", prompt="Query: ", max_length=20)
+    found = np.empty((len(texts), *reader.shape), np.float32)
+    reader.fill(texts, found, False)
+    assert found[:, 0].tobytes() == model.encode(texts, None, "mean", "Query: ", 20).tobytes()
+    assert reader.prepare(["abc", "x" * 99], 0).lengths.tolist() == [10, 106]
+
+
 def test_streams_and_heads_in_one_call(model: rwkvsts.EmbeddingRWKV) -> None:
     assert model.layers == (0, 1, "final", "retr", "sts", "cls") and model.poolings == ("mean",)
     both = model.encode(TEXTS, layers=["cls", 1, "final", "retr"])

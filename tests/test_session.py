@@ -197,3 +197,30 @@ def test_arguments_are_read_once(model: RWKV6) -> None:
         stop.set()
         thread.join()
     assert wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "done"),
+    [
+        ([9, 9, 9, 9], 3),  # 36 of passes of 30: the fourth would be cut, and its end lack company
+        ([30, 30], 2),
+        ([10, 10, 9], 0),
+        ([10, 10, 10], 3),
+        ([100, 5], 2),  # longer than a pass: run to its end
+        ([9, 100, 5], 3),
+        ([20, 20, 20, 5], 3),  # the second is cut, since the rest fills a pass
+        ([1] * 29, 0),
+        ([], 0),
+    ],
+)
+def test_what_does_not_fill_a_pass_is_left(model: RWKV6, lengths: list[int], done: int) -> None:
+    """`more`: the rows of what is run have the usual bits, the others are not touched."""
+    ids = random_ids(23, lengths) if lengths else [np.zeros(0, np.int32)][:0]
+    flat = np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
+    start = np.cumsum([0, *lengths], dtype=np.int64)
+    out = np.full((len(lengths), len(LAYERS), model.width), 7, np.float32)
+    call = flat, start, LAYERS, 0, out, None, False, 30, None
+    assert model._core.run(*call, more=True) == (done, True)
+    expected = model.encode_ids(ids, [int(i) for i in LAYERS[:2]]) if ids else out[:, :2]
+    assert np.array_equal(out[:done, :2], expected[:done]) and (out[done:] == 7).all()
+    assert model._core.run(*call) == (len(lengths), True)

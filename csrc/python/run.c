@@ -152,14 +152,15 @@ static bool parse_sequences(PyObject *ids, PyObject *start, PyObject *layers, in
 }
 
 static bool parse_call(Model *self, PyObject *args, PyObject *kwargs, struct call *call, PyObject **progress) {
-    static char *names[] = {"ids",  "start", "layers",   "pooling", "out",    "first",
-                            "last", "rows",  "progress", "skip",    "origin", NULL};
+    static char *names[] = {"ids",  "start",    "layers", "pooling", "out",  "first", "last",
+                            "rows", "progress", "skip",   "origin",  "more", NULL};
     PyObject *ids, *start, *layers, *out, *first, *skip = Py_None, *origin = Py_None;
-    int pooling, last;
+    int pooling, last, more = 0;
     struct request *r = &call->request;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOiOOpiO|OO", names, &ids, &start, &layers, &pooling, &out, &first,
-                                     &last, &call->rows, progress, &skip, &origin))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOiOOpiO|OOp", names, &ids, &start, &layers, &pooling, &out,
+                                     &first, &last, &call->rows, progress, &skip, &origin, &more))
         return false;
+    r->more = more && !last; /* states are returned of all sequences */
     if (!parse_sequences(ids, start, layers, pooling, call)) return false;
     if (skip != Py_None && !(r->skip = copied(skip, NPY_INT32, r->S, "skip", &call->copies[3]))) return false;
     if (first != Py_None && !parse_first(first, self, call)) return false;
@@ -274,7 +275,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     struct error e = {OK, ""};
     struct poll p = {0};
     PyObject *result = NULL;
-    bool finite = true;
+    struct outcome outcome = {0, true};
     if (!self->sealed) {
         PyErr_SetString(PyExc_ValueError, "the model is not sealed: put all its tensors first");
         return NULL;
@@ -292,7 +293,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
         call.request.user = &p;
         p.pid = k.pid;
         p.thread = PyEval_SaveThread();
-        st = session_run(k.session, r, &finite, &e);
+        st = session_run(k.session, r, &outcome, &e);
         PyEval_RestoreThread(p.thread);
         Py_BEGIN_CRITICAL_SECTION(self);
         give_session(self, &k, st == OK);
@@ -300,7 +301,7 @@ PyObject *Model_run(Model *self, PyObject *args, PyObject *kwargs) {
     }
     if (st != OK) raise_error(Py_TYPE(self), &e);
     else if (r->last) result = PyTuple_Pack(3, call.returned[0], call.returned[1], call.returned[2]);
-    else result = PyBool_FromLong(finite);
+    else result = Py_BuildValue("LO", (long long)outcome.done, outcome.finite ? Py_True : Py_False);
 done:
     release(&call);
     return result;

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..batch import Batch, Prepare
 from ..errors import DataError
 from .inputs import Source
 from .readers import Columns, Table, read, unit
@@ -66,18 +67,18 @@ class Survey:
 class Block:
     """Consecutive rows of the input, on their way to the model.
 
-    texts : what is embedded, in order
+    read : the texts in tokens, as the model reads them
     carried : the columns that are carried along, a row for each row of the output
     empty : [rows of carried], True where a row has no text and its embedding is null
-    tokens : [texts], tokens of each, cut at max_length
-    text_bytes : bytes of the texts
+    tokens : [texts], tokens of each, cut at max_length, without a prompt's
+    bytes : [texts], of each text
     """
 
-    texts: list[str]
+    read: Batch
     carried: Table
     empty: NDArray[np.bool_]
     tokens: NDArray[np.int64]
-    text_bytes: int
+    bytes: NDArray[np.int64]
     counts: Counts
 
 
@@ -192,22 +193,27 @@ class _Held:
 
 
 def prepare(
-    table: Table, columns: Columns, tokenizer: Any, max_length: int | None, on_empty: OnEmpty
+    table: Table, columns: Columns, tokenize: Prepare, max_length: int | None, on_empty: OnEmpty
 ) -> Block:
-    """A block of these rows: its texts counted in tokens, its empty rows left out or marked."""
+    """A block of these rows: its texts in tokens, its empty rows left out or marked.
+
+    tokenize : of the model's `Reader`
+    """
     size = lengths(table, columns)
     there = size > 0
     texts = [text for text in table.column(columns.text).to_pylist() if text]
-    tokens = np.diff(tokenizer.encode_many(texts)[1]) if texts else np.zeros(0, np.int64)
+    read = tokenize(texts, 0) if texts else Batch.none()
+    tokens = np.diff(read.start) if read.lengths is None else read.lengths
     cut_at = tokens.max(initial=0) if max_length is None else max_length
     read_of = np.minimum(tokens, cut_at)
     carried = table.select([columns.id or ROW, *columns.keep])
     counts = Counts(
         len(table), int((~there).sum()), int((tokens > cut_at).sum()), int(read_of.sum())
     )
+    of_texts = size[there]
     if on_empty != "null":
         carried, there = carried.filter(there), there[there]
-    return Block(texts, carried, ~there, read_of, int(size.sum()), counts)
+    return Block(read, carried, ~there, read_of, of_texts, counts)
 
 
 def lengths(table: Table, columns: Columns) -> NDArray[np.int64]:

@@ -1,29 +1,27 @@
 """A corpus job: reading, tokenising, computing and writing at the same time.
 
 Three threads share the work: one reads, cuts and tokenises the next block, the caller's computes,
-one writes the block before. Where a block is cut decides nothing about a text's bits, which depend
-on that text alone.
+one writes the block before. A pass is filled with texts of as many blocks as it takes; where a
+block or a pass is cut decides nothing about a text's bits, which depend on that text alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..batch import Batch, Reader
 from .blocks import Block, Counts, Survey, cut, prepare
 from .meter import Meter
 from .options import Options, identity
 from .output import Folder, Rows, narrow, npy_file, room_for
 from .overlap import ahead
-
-if TYPE_CHECKING:
-    from ..progress import Show
 
 READY = 2  # blocks read before they are computed
 WRITING = 2  # blocks computed and not yet written
@@ -54,14 +52,15 @@ def to_folder(
     check(model, options)
     about = identity(model, found, options)
     block_rows, shard_rows = options.rows(model)
+    reader = reader_of(model, options, batch_tokens)
     with Folder(out, about, found, options) as folder:
         start = folder.counts.rows
         done_bytes = round(found.text_bytes * start / sum(found.rows))
         with (
-            closing(_blocks(model, found, options, start, block_rows, shard_rows)) as blocks,
+            closing(_blocks(reader, found, options, start, block_rows, shard_rows)) as blocks,
             Meter(found.text_bytes, done_bytes) as meter,
         ):
-            _drain(blocks, _Embedding(model, options, batch_tokens, meter), folder.append)
+            _drain(embedded(blocks, reader, meter), options, folder.append)
         folder.complete()
         return folder.counts
 
@@ -82,10 +81,10 @@ def to_npy(
     rows = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
     room_for(out, rows * width[0] * width[1] * np.dtype(options.dtype).itemsize)
     block_rows, _ = options.rows(model)
-    counts = Counts()
+    reader, counts = reader_of(model, options, batch_tokens), Counts()
     with (
         npy_file(out, width, options.dtype, len(options.layers) == 1) as npy,
-        closing(_blocks(model, found, options, 0, block_rows, sum(found.rows))) as blocks,
+        closing(_blocks(reader, found, options, 0, block_rows, sum(found.rows))) as blocks,
         Meter(found.text_bytes, 0) as meter,
     ):
 
@@ -94,33 +93,8 @@ def to_npy(
             npy.append(narrow(block, rows, options))
             counts = counts + block.counts
 
-        _drain(blocks, _Embedding(model, options, batch_tokens, meter), write)
+        _drain(embedded(blocks, reader, meter), options, write)
     return counts
-
-
-def encode(
-    model: Any,
-    texts: list[str],
-    options: Options,
-    batch_tokens: int | None = None,
-    progress: Show = False,
-) -> Rows:
-    """Embeddings as a job has them, float32 [texts, layers, width].
-
-    progress : as in `RWKV.encode`
-    """
-    projection = options.projection
-    rows: Rows = model.encode(
-        texts,
-        layers=list(options.layers),
-        pooling=options.pooling,
-        prompt=options.prompt,
-        max_length=options.max_length,
-        batch_tokens=batch_tokens,
-        normalize=options.normalize and projection is None,
-        show_progress=progress,
-    )
-    return rows if projection is None else projection.transform(rows, options.normalize)
 
 
 def check(model: Any, options: Options) -> None:
@@ -129,51 +103,101 @@ def check(model: Any, options: Options) -> None:
         options.projection.check(model, options.pooling, options.prompt)
 
 
+def reader_of(model: Any, options: Options, batch_tokens: int | None = None) -> Reader:
+    """How a job's texts are read by the model."""
+    reader: Reader = model.reader(
+        list(options.layers),
+        options.pooling,
+        options.prompt,
+        options.max_length,
+        batch_tokens,
+        options.normalize and options.projection is None,
+    )
+    return reader
+
+
+def projected(rows: Rows, options: Options) -> Rows:
+    """What is written of rows [texts, layers, C]."""
+    projection = options.projection
+    return rows if projection is None else projection.transform(rows, options.normalize)
+
+
 def _blocks(
-    model: Any, found: Survey, options: Options, start: int, block_rows: int, shard_rows: int
+    reader: Reader, found: Survey, options: Options, start: int, block_rows: int, shard_rows: int
 ) -> Generator[Block, None, None]:
     """Blocks from row `start` on, made ready in a thread."""
     tables = cut(found, start, block_rows, shard_rows)
-    how = found.columns, model.tokenizer, options.max_length, options.on_empty
+    how = found.columns, reader.prepare, options.max_length, options.on_empty
     return ahead((prepare(table, *how) for table in tables), READY)
 
 
+Pieces = tuple[Block, list[Rows]]  # a block, and the rows of its texts in so many arrays
+
+
+def embedded(blocks: Iterable[Block], reader: Reader, meter: Meter) -> Iterator[Pieces]:
+    """The blocks in order, each when the rows of its texts are there."""
+    run = _Run(reader, meter)
+    for block in blocks:
+        yield from run(block)
+    yield from run(None)
+
+
+class _Run:
+    """Runs the texts of blocks in full passes, and tells the meter how far it is within each."""
+
+    def __init__(self, reader: Reader, meter: Meter) -> None:
+        self._reader, self._meter = reader, meter
+        self._left = Batch.none()  # texts of the blocks before, which did not fill a pass
+        self._tokens, self._bytes = np.zeros((2, 0), np.int64)  # of each of these
+        self._waiting: deque[Pieces] = deque()
+
+    def __call__(self, block: Block | None) -> Iterator[Pieces]:
+        """The blocks that are complete with the texts of this one; with None, all that wait."""
+        if block is not None:
+            self._left = self._left.and_then(block.read)
+            self._tokens = np.append(self._tokens, block.tokens)
+            self._bytes = np.append(self._bytes, block.bytes)
+            self._waiting.append((block, []))
+        rows = np.empty((len(self._left), *self._reader.shape), np.float32)
+        if len(rows):
+            rows = rows[: self._fill(rows, block is not None)]
+        while self._waiting:
+            first, pieces = self._waiting[0]
+            missing = len(first.read) - sum(map(len, pieces))
+            pieces.append(rows[:missing])
+            rows = rows[missing:]
+            if len(pieces[-1]) < missing:
+                return
+            yield self._waiting.popleft()
+
+    def _fill(self, rows: Rows, more: bool) -> int:
+        read, tokens, size = self._left, int(self._tokens.sum()), int(self._bytes.sum())
+
+        def tell(texts: int, done: int) -> None:  # `done` counts a prompt's tokens too
+            every = len(read.ids)
+            self._meter.within(texts, tokens * done // every, size * done / every)
+
+        done = self._reader.run(read, rows, 0, more, tell)
+        self._meter.update(done, int(self._tokens[:done].sum()), int(self._bytes[:done].sum()))
+        self._left = read.after(done)
+        self._tokens, self._bytes = self._tokens[done:], self._bytes[done:]
+        return done
+
+
 def _drain(
-    blocks: Iterator[Block],
-    embed: Callable[[Block], Rows],
-    write: Callable[[Block, Rows], None],
+    blocks: Iterator[Pieces], options: Options, write: Callable[[Block, Rows], None]
 ) -> None:
-    """Embed the blocks, each while those before it are written."""
+    """Write the blocks, each while those after it are embedded."""
+
+    def finish(block: Block, pieces: list[Rows]) -> None:
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        write(block, projected(rows, options))
+
     with ThreadPoolExecutor(1, "rwkvsts writing") as thread:
         pending: deque[Future[None]] = deque()
-        for block in blocks:
-            pending.append(thread.submit(write, block, embed(block)))
+        for block, pieces in blocks:
+            pending.append(thread.submit(finish, block, pieces))
             while len(pending) > WRITING:
                 pending.popleft().result()
         for future in pending:
             future.result()
-
-
-class _Embedding:
-    """Embeds blocks, and tells the meter how far it is within each, and within each long text."""
-
-    def __init__(
-        self, model: Any, options: Options, batch_tokens: int | None, meter: Meter
-    ) -> None:
-        self._model, self._options, self._meter = model, options, meter
-        self._batch_tokens = batch_tokens
-
-    def __call__(self, block: Block) -> Rows:
-        """float32 [texts, layers, width]."""
-        tokens = int(block.tokens.sum())
-        if not block.texts:
-            shape = 0, len(self._options.layers), self._options.width(self._model)
-            return np.empty(shape, np.float32)
-
-        def tell(texts: int, done: int) -> None:
-            done = min(done, tokens)  # a prompt's tokens are read, and are not the input's
-            self._meter.within(texts, done, done / tokens * block.text_bytes)
-
-        rows = encode(self._model, block.texts, self._options, self._batch_tokens, progress=tell)
-        self._meter.update(len(block.texts), tokens, block.text_bytes)
-        return rows

@@ -26,8 +26,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..corpus.blocks import prepare
-from ..corpus.job import check, encode
+from ..corpus.job import check, projected, reader_of
 from ..corpus.options import Options, differences
 from ..corpus.output import embedding_columns
 from ..corpus.readers import Columns
@@ -73,12 +75,13 @@ class Embedder:
         self._columns = columns
         self._options = options or Options((self.model.default_layer,))
         check(self.model, self._options)
+        self._reader = reader_of(self.model, self._options)
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Embed a batch."""
         options = self._options
         columns = self._columns or Columns(id=table.column_names[0], keep=table.column_names[1:])
-        block = prepare(table, columns, self.model.tokenizer, options.max_length, options.on_empty)
+        block = prepare(table, columns, self._reader.prepare, options.max_length, options.on_empty)
         if options.on_empty == "error" and block.counts.empty:
             ids = table.column(columns.id or 0)
             bad = next(i for i, text in enumerate(table.column(columns.text)) if not text.as_py())
@@ -87,7 +90,10 @@ class Embedder:
                 "'skip' or 'null'"
             )
         found = block.carried
-        rows = encode(self.model, block.texts, options)
+        rows = np.empty((len(block.read), *self._reader.shape), np.float32)
+        if len(rows):
+            self._reader.run(block.read, rows, 0, False, lambda *_: None)
+        rows = projected(rows, options)
         names = [f"layer_{layer}" for layer in options.layers]
         for name, column in zip(names, embedding_columns(block, rows, options), strict=True):
             found = found.append_column(name, column)
