@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from rwkvsts import RWKV6, _core
 from rwkvsts.opening import Opened
+from rwkvsts.processors import threads_here
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 _, _, _after = (CSRC / "backend.h").read_text().partition("#define CUDA_BACKEND_ABI ")
@@ -26,15 +28,26 @@ def compile_cpu(folder: Path, entry: str, *flags: str) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    source, target = folder / "entry.c", folder / "entry.so"
-    source.write_text(entry)
-    own = ["-std=c11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-    own += ["-pthread", "-D_DEFAULT_SOURCE", f"-I{CSRC}"]
-    sources = [source, CSRC / "base.c", *sorted((CSRC / "cpu").glob("*.c"))]
-    subprocess.run(
-        [compiler, *own, *flags, *map(str, sources), "-lm", "-o", str(target)], check=True
-    )
+    (folder / "entry.c").write_text(entry)
+    own = ["-std=c11", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
+    command = [compiler, *own, "-D_DEFAULT_SOURCE", f"-I{CSRC}", *flags]
+    sources = [folder / "entry.c", CSRC / "base.c", *sorted((CSRC / "cpu").glob("*.c"))]
+    objects = compile_all({source: command for source in sources}, folder)
+    target = folder / "entry.so"
+    subprocess.run([compiler, "-shared", *map(str, objects), "-lm", "-o", str(target)], check=True)
     return target
+
+
+def compile_all(commands: dict[Path, list[str]], folder: Path) -> list[Path]:
+    """Object files of sources, each by its own command, as many at a time as there are cores."""
+    objects = [folder / f"{number}.o" for number in range(len(commands))]
+
+    def compile_one(source: Path, command: list[str], target: Path) -> None:
+        subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
+
+    with ThreadPoolExecutor(threads_here()) as pool:
+        list(pool.map(compile_one, commands, commands.values(), objects))
+    return objects
 
 
 def model_on(

@@ -34,7 +34,7 @@ from rwkvsts.cli.main import _parser
 from rwkvsts.corpus import options as corpus_options
 from rwkvsts.corpus import output
 from rwkvsts.data import datasets
-from rwkvsts.study import experiment, folder
+from rwkvsts.study import experiment, folder, plots
 
 TEXTS = ["one two", "three \u2028 four", " ünï ", "one two"]
 
@@ -323,8 +323,13 @@ def write_stsb(folder: Path) -> None:
 
 
 def test_study_prints_and_writes_one_table(
-    tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    stand: type[Stand],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(plots, "draw", lambda *_: object())  # test_report.py draws
+    monkeypatch.setattr(plots, "save", lambda figure, path, kind: path.write_text(kind))
     write_stsb(tmp_path)
     glove = tmp_path / "glove.txt"
     glove.write_text("cat 1 0\ndog 0 1\nsat 1 1\n")

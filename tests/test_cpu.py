@@ -47,11 +47,21 @@ def mean_rows(weights: dict[str, np.ndarray], ids: list[list[int]]) -> np.ndarra
     return np.array([reference.forward(weights, sequence)[0].mean(1)[:-1] for sequence in ids])
 
 
+Case = tuple[dict[str, np.ndarray], list[list[int]], np.ndarray]
+
+
 @cache
-def expected_rows(size: str) -> tuple[dict[str, np.ndarray], list[list[int]], np.ndarray]:
+def expected_rows(size: str) -> Case:
     """A model, sequences and what they must give; once for all instruction sets."""
     weights = exact_in_bf16(random_weights(7, L=3, **SIZES[size]))
     ids = random_ids(8, LENGTHS)
+    return weights, ids, mean_rows(weights, ids)
+
+
+@cache
+def expected_rows_of_a_wide_model(F: int, R: int, D: int) -> Case:
+    weights = exact_in_bf16(random_weights(3, L=1, C=576, N=64, F=F, R=R, D=D))
+    ids = random_ids(4, [70] * 9 + [3])
     return weights, ids, mean_rows(weights, ids)
 
 
@@ -88,15 +98,14 @@ def test_bits_ignore_batch_order_and_threads(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("inner", [{"F": 2130, "R": 33, "D": 35}, {"F": 2144, "R": 32, "D": 64}])
+@pytest.mark.parametrize("inner", [(2130, 33, 35), (2144, 32, 64)])
 def test_a_wide_model_walks_every_block(
-    tmp_path: Path, instructions: str, dtype: str, inner: dict[str, int]
+    tmp_path: Path, instructions: str, dtype: str, inner: tuple[int, int, int]
 ) -> None:
     """Inputs beyond a block of K, outputs beyond a block of panels, rows beyond a row block."""
-    weights = exact_in_bf16(random_weights(3, L=1, C=576, N=64, **inner))
-    ids = random_ids(4, [70] * 9 + [3])
+    weights, ids, expected = expected_rows_of_a_wide_model(*inner)
     m = load(tmp_path, weights, dtype=dtype, instruction_set=instructions, threads=2)
-    found, expected = m.encode_ids(ids, layers=[0]), mean_rows(weights, ids)
+    found = m.encode_ids(ids, layers=[0])
     assert error(found, expected) < TOLERANCE[dtype]
     assert m.encode_ids(ids[-1:], layers=[0]).tobytes() == found[-1:].tobytes()
 

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from standin import compile_all
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
@@ -40,15 +41,10 @@ def build(name: str, folder: Path) -> Path:
     command += [f"-I{path}" for path in (cuda_headers(), CSRC, CSRC / "cuda", emulation)]
     sources = [CSRC / "cuda" / kernel for kernel in PROGRAMS[name]]
     sources += [emulation / "emulate.cc", emulation / f"{name}.cc"]
-    objects = []
-    for number, source in enumerate(sources):
-        objects.append(folder / f"{number}.o")
-        kernel = ["-include", str(emulation / "emulate.h")] if source.suffix == ".cu" else []
-        own = [*kernel, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
-        subprocess.run([*command, *own], check=True)
-    objects.append(folder / "base.o")  # C, and no C++
-    base = ["gcc", "-O1", "-std=c11", "-D_DEFAULT_SOURCE", "-fno-pie", f"-I{CSRC}"]
-    subprocess.run([*base, "-c", str(CSRC / "base.c"), "-o", str(objects[-1])], check=True)
+    kernel = ["-include", str(emulation / "emulate.h")]
+    commands = {s: [*command, *(kernel if s.suffix == ".cu" else []), "-x", "c++"] for s in sources}
+    commands[CSRC / "base.c"] = ["gcc", "-O1", "-std=c11", "-D_DEFAULT_SOURCE", "-fno-pie"]
+    objects = compile_all(commands, folder)
     target = folder / name
     subprocess.run(["g++", "-no-pie", *map(str, objects), "-o", str(target)], check=True)
     return target

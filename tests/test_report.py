@@ -127,7 +127,9 @@ def test_every_model_of_a_run_is_named_below_the_table(study: Study) -> None:
     assert "model a/b world: x on cpu" in said and "model c/d r1 world: x on cpu" in said
 
 
-def test_csv_and_json_hold_every_figure(study: Study, tmp_path: Path) -> None:
+def test_csv_and_json_hold_every_figure_and_no_file_tells_where_the_user_lives(
+    study: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "folder"
     paths, failures = write(study, out)
     assert not failures and {path.name for path in paths} == set(folder.FILES)
@@ -142,6 +144,9 @@ def test_csv_and_json_hold_every_figure(study: Study, tmp_path: Path) -> None:
     assert run["config"]["layers"] == [1, 3] and run["facts"]["cpu"]
     assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "layers.pdf").read_bytes().startswith(b"%PDF")
+    for path in out.iterdir():
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content and str(Path.home()).encode() not in content
 
 
 @pytest.mark.usefixtures("quick")
@@ -156,13 +161,6 @@ def test_scores_hold_every_pair_of_every_row(study: Study, tmp_path: Path) -> No
         assert np.array_equal(part.label, scored.pairs.label)
         assert set(part.method) == {row.method} and set(part.split) == {row.split}
         assert set(part.layer) == {"" if row.layer is None else str(row.layer)}
-
-
-def test_no_file_tells_where_the_user_lives(study: Study, tmp_path: Path) -> None:
-    write(study, tmp_path / "out")
-    for path in (tmp_path / "out").iterdir():
-        content = path.read_bytes()
-        assert str(tmp_path).encode() not in content and str(Path.home()).encode() not in content
 
 
 def test_markdown_and_latex_escape(study: Study) -> None:

@@ -7,6 +7,7 @@ own, arguments that nobody changes under way.
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -165,6 +166,47 @@ def test_another_rounding_mode_changes_no_bit(
         libm.fesetround(0)
     assert rows.tobytes() == expected.tobytes()
     assert kept == FE_UPWARD
+
+
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="signals are the main one's"
+)
+def test_a_signal_is_heard_between_blocks_though_nobody_is_told_of_progress(model: RWKV6) -> None:
+    """Signals that wait for the end of the call come as one: the third is heard only under way."""
+    heard = []
+
+    def handler(*_: object) -> None:
+        heard.append(1)
+        if len(heard) == 3:
+            raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with pytest.raises(InterruptedError):
+            model.state(np.zeros(3_000_000, np.int32))  # type: ignore[arg-type]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupted_call_leaves_nothing_to_the_next(
+    tmp_path: Path, weights: dict[str, np.ndarray]
+) -> None:
+    """Its session, which may be inside a pass, is not used again: not even its word on NaN."""
+    weights["blocks.1.ffn.value.weight"][:] = 3e38
+    model = load(tmp_path, weights, dtype="float32")
+
+    def end(done: int, tokens: int) -> None:
+        if done:
+            raise InterruptedError
+
+    ids = [[1, 2, 3]] * 5000
+    with pytest.raises(InterruptedError):
+        model.encode_ids(ids, 1, batch_tokens=16, show_progress=end)  # type: ignore[arg-type]
+    one, start, layer = (np.array(x, t) for x, t in (([1], "i4"), ([0, 1], "i8"), ([0], "i4")))
+    out = np.empty((1, 1, 64), np.float32)
+    assert model._core.run(one, start, layer, 0, out, None, False, 16, None) is True
 
 
 def test_arguments_are_read_once(model: RWKV6) -> None:
