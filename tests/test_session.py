@@ -206,7 +206,7 @@ def test_an_interrupted_call_leaves_nothing_to_the_next(
         model.encode_ids(ids, 1, batch_tokens=16, show_progress=end)  # type: ignore[arg-type]
     one, start, layer = (np.array(x, t) for x, t in (([1], "i4"), ([0, 1], "i8"), ([0], "i4")))
     out = np.empty((1, 1, 64), np.float32)
-    assert model._core.run(one, start, layer, 0, out, None, False, 16, None) is True
+    assert model._core.run(one, start, layer, 0, out, None, False, 16, None) == (1, True)
 
 
 def test_arguments_are_read_once(model: RWKV6) -> None:
