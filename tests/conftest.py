@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tinymodel import FEATURES, SETS
 
 # Data that cannot be shipped with the project; CONTRIBUTING.md lists it.
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -33,6 +34,14 @@ def pytest_configure() -> None:
     # Under nohup and behind `&` in a script Ctrl-C is ignored, here and in every program that the
     # tests start: those that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=SETS)
+def instructions(request: pytest.FixtureRequest) -> str:
+    """Every instruction set that this processor has."""
+    if request.param != "portable" and not FEATURES[request.param]:
+        pytest.skip(f"this processor, or its system, does not offer {request.param}")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import numpy as np
 import reference
 import reference7
 from makecheckpoint import bf16, write_safetensors
-from tinymodel import random_ids, random_weights
+from tinymodel import exact_in_bf16, random_ids, random_weights
 from tinymodel7 import random_weights7
 
 FOLDER = Path(__file__).resolve().parent / "golden"
@@ -27,11 +27,6 @@ V = 32
 
 def golden_ids() -> list[list[int]]:
     return random_ids(2, LENGTHS, V)
-
-
-def rounded(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What bfloat16, as which the files hold the weights, leaves of them, in float32."""
-    return {name: (bf16(a).astype(np.uint32) << 16).view("f4") for name, a in weights.items()}
 
 
 def results(forward: Forward, weights: dict[str, np.ndarray]) -> np.ndarray:
@@ -48,7 +43,7 @@ def main() -> None:
     for name, (weights, forward) in models.items():
         stored = {n: bf16(a) for n, a in weights.items()}
         write_safetensors(FOLDER / f"{name}.safetensors", stored)
-        np.save(FOLDER / f"{name}.npy", results(forward, rounded(weights)))
+        np.save(FOLDER / f"{name}.npy", results(forward, exact_in_bf16(weights)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from standin import compile_cpu, model_on
-from test_cpu import BFLOAT16_ERROR, FEATURES, SIZES, exact_in_bf16, mean_rows
-from tinymodel import error, random_ids, random_weights
+from test_cpu import BFLOAT16_ERROR, SIZES, mean_rows
+from tinymodel import FEATURES, error, exact_in_bf16, random_ids, random_weights
 
 MODEL = Path(__file__).resolve().parents[1] / "bench" / "amx_model.h"
 ENTRY = """

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import reference
 from makecheckpoint import bf16
-from tinymodel import error, load, random_ids, random_weights
+from tinymodel import FEATURES, SETS, error, exact_in_bf16, load, random_ids, random_weights
 
-from rwkvsts import DeviceError, _core
+from rwkvsts import DeviceError
 
-FEATURES = _core.cpu_features()
-SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 BFLOAT16_ERROR = (2 * (1 - 0.9995)) ** 0.5  # a row off by so much, any way, has a cosine of 0.9995
 TOLERANCE = {"float32": 1e-5, "bfloat16": BFLOAT16_ERROR}
@@ -30,17 +28,6 @@ SIZES = {
     "nothing fits": {"C": 99, "N": 33, "F": 131, "R": 3, "D": 5},
     "odd heads": {"C": 7, "N": 7, "F": 3, "R": 1, "D": 1},
 }
-
-
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest) -> str:
-    if request.param != "portable" and not FEATURES[request.param]:
-        pytest.skip(f"this processor, or its system, does not offer {request.param}")
-    return request.param
-
-
-def exact_in_bf16(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n: (bf16(a).astype(np.uint32) << 16).view(np.float32) for n, a in weights.items()}
 
 
 def mean_rows(weights: dict[str, np.ndarray], ids: list[list[int]]) -> np.ndarray:

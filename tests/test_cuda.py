@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from makecheckpoint import bf16
 from standin import ABI
-from tinymodel import error, load, random_ids, random_weights
+from tinymodel import error, exact_in_bf16, load, random_ids, random_weights
 
 from rwkvsts import RWKV6, DeviceError
 from rwkvsts.data import datasets
@@ -63,10 +62,7 @@ def bits16(device: tuple[int, int]) -> str:
 
 def rounded(**sizes: int) -> dict[str, np.ndarray]:
     """Random weights that bfloat16 holds, and float16 nearly: the reference sees the same."""
-    return {
-        name: (bf16(a).astype(np.uint32) << 16).view(np.float32)
-        for name, a in random_weights(**sizes).items()
-    }
+    return exact_in_bf16(random_weights(**sizes))
 
 
 def on_gpu(folder: Path, weights: dict[str, np.ndarray], **options: Any) -> RWKV6:

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import reference
 import reference7
-from makecheckpoint import bf16
-from tinymodel import error, random_ids
+from tinymodel import error, exact_in_bf16, random_ids
 from tinymodel7 import Arrays, load7, random_weights7
 
 from rwkvsts import RWKV7, DeviceError
@@ -53,11 +52,7 @@ def dtype(request: pytest.FixtureRequest, device: tuple[int, int]) -> str:
 
 def rounded(**sizes: Any) -> Arrays:
     """Random weights that bfloat16 holds, and float16 nearly: the reference sees the same."""
-    sizes = {"ranks": (8, 16, 8, 16), **sizes}
-    return {
-        name: (bf16(a).astype(np.uint32) << 16).view(np.float32)
-        for name, a in random_weights7(**sizes).items()
-    }
+    return exact_in_bf16(random_weights7(**{"ranks": (8, 16, 8, 16), **sizes}))
 
 
 def on_gpu(folder: Path, weights: Arrays, **options: Any) -> RWKV7:

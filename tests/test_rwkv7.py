@@ -20,7 +20,7 @@ import pytest
 import reference
 import reference7
 from makecheckpoint import bf16, write_safetensors, write_torch
-from tinymodel import error, random_ids
+from tinymodel import FEATURES, SETS, error, exact_in_bf16, random_ids
 from tinymodel7 import (
     Arrays,
     fla_names,
@@ -34,10 +34,8 @@ from tinymodel7 import (
 )
 
 import rwkvsts
-from rwkvsts import CheckpointError, _core
+from rwkvsts import CheckpointError
 
-FEATURES = _core.cpu_features()
-SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
 DTYPES = ["float32", "bfloat16"]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 LENGTHS = [1, 2, 3, 5, 12, 13, 31, 32, 33, 70, 100, 1]
@@ -47,17 +45,6 @@ SIZES = {
     "nothing fits": {"C": 99, "N": 33, "F": 131, "ranks": (3, 5, 7, 1)},
     "odd heads": {"C": 7, "N": 7, "F": 3, "ranks": (1, 1, 1, 1)},
 }
-
-
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest) -> str:
-    if request.param != "portable" and not FEATURES[request.param]:
-        pytest.skip(f"this processor, or its system, does not offer {request.param}")
-    return request.param
-
-
-def exact_in_bf16(weights: Arrays) -> Arrays:
-    return {n: (bf16(a).astype(np.uint32) << 16).view(np.float32) for n, a in weights.items()}
 
 
 def mean_rows(weights: Arrays, ids: list[list[int]]) -> np.ndarray:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from makecheckpoint import write_safetensors
+from makecheckpoint import bf16, write_safetensors
 
-from rwkvsts import RWKV6
+from rwkvsts import RWKV6, _core
+
+FEATURES = _core.cpu_features()
+SETS = ("portable", "avx2", "avx512", "avx512bf16", "amx")  # of instructions
 
 
 def random_weights(
@@ -53,6 +56,11 @@ def random_weights(
         w[b + "ffn.receptance.weight"] = normal(C, C, scale=C**-0.5)
         w[b + "ffn.value.weight"] = normal(C, F, scale=F**-0.5)
     return w
+
+
+def exact_in_bf16(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What bfloat16 leaves of weights, in float32: a kernel and the reference then see the same."""
+    return {n: (bf16(a).astype(np.uint32) << 16).view(np.float32) for n, a in weights.items()}
 
 
 def random_ids(seed: int, lengths: list[int], V: int = 100) -> list[list[int]]:
