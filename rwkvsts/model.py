@@ -565,7 +565,7 @@ ARCHITECTURES: dict[str, type[RWKV]] = {kind.architecture: kind for kind in (RWK
 def _open(options: Options, token: str | None = None) -> RWKV:
     opened = open_model(options, token)
     if opened.heads:
-        # Imported here: the class derives from one of this room.
+        # Imported here: the class derives from one of this module.
         from .embedding_rwkv import EmbeddingRWKV
 
         return EmbeddingRWKV(opened, options)

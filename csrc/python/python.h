@@ -1,8 +1,8 @@
-/* What the rooms of rwkvsts._core share: the module's state, exceptions, checked arrays. The only files that know Python.h
+/* What the files of rwkvsts._core share: the module's state, exceptions, checked arrays. The only files that know Python.h
  * and NumPy are in this folder.
  *
- * Arrays are checked here for dtype, shape and order; sizes and names of tensors by the rooms below. The GIL is released
- * while C works. */
+ * Arrays are checked here for dtype, shape and order; sizes and names of tensors are checked by what these files call. The
+ * GIL is released while C works. */
 #ifndef RWKVSTS_PYTHON_H
 #define RWKVSTS_PYTHON_H
 

@@ -4,7 +4,7 @@
     found = corpus.survey(sources, corpus.Columns("body", id="id"), on_empty="skip")
     corpus.to_folder(model, found, Path("out"), corpus.Options(layers=(7,), on_empty="skip"))
 
-The rooms, in the order in which a row meets them: inputs (names to sources), readers (bytes to
+The modules, in the order in which a row meets them: inputs (names to sources), readers (bytes to
 tables), blocks (tables to blocks, checked and tokenised), job (blocks to embeddings), output
 (embeddings to files that survive a crash). Beside them: options (what makes two jobs the same job),
 projection (to fewer numbers), meter (progress), overlap (a thread ahead).

@@ -3,7 +3,7 @@
 Assumes files that do not change while they are open. Promises BlinkDL's names whichever names the
 file uses, one tensor in memory at a time, and that nothing from a file is ever executed: what is
 not exactly as expected is refused with one `CheckpointError`. Which tensors a model needs, and of
-what shape, is the core's business, not this room's.
+what shape, is the core's business, not this package's.
 """
 
 from __future__ import annotations

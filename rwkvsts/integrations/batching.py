@@ -1,8 +1,8 @@
 """Requests that arrive together share a pass.
 
 While one pass runs, what arrives waits; all that waits, up to a number of tokens, makes the next.
-No request waits for others to come, and none gets other bits for the company it had: that a text's
-embedding depends on that text alone is the model's promise.
+No request waits for others to come, and what it shares a pass with changes no bit of its answer:
+that a text's embedding depends on that text alone is the model's promise.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _branched(
     for first in range(0, len(texts), at_once):
         part = texts[first : first + at_once]
         found = model.branch(part, ends, layers=layers, prompt=template, **how)  # [S, endings, ...]
-        # An ending after the other, so that a text's sum has one order in any company.
+        # An ending after the other, so that a text's sum has one order in every batch.
         total = sum(sign * found[:, k] for k, (sign, _) in enumerate(signed))
         parts.append(total / np.float32(len(signed)))
     return np.concatenate(parts)
