@@ -197,12 +197,12 @@ static size_t slice_scratch(const struct device *dev, char *slab, struct thread_
     const struct dims *d = &dev->dims;
     size_t used = 0, C = (size_t)d->C, in = dtype_bytes(dev->dtype);
     int rank = widest_rank(d);
-    s->normal = cut(slab, &used, (ITEM_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
-    s->d = cut(slab, &used, ITEM_ROWS * (C + SHIFT_PAD) * sizeof(float));
-    s->mix = cut(slab, &used, ITEM_ROWS * C * in);
-    s->low_rank = cut(slab, &used, ITEM_ROWS * MOST_MIXES * (size_t)rank * in);
-    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, ITEM_ROWS, d->C > rank ? d->C : rank));
-    s->packed_z = cut(slab, &used, MOST_MIXES * gemm_input_bytes(dev->product, ITEM_ROWS, rank));
+    s->normal = cut(slab, &used, (MOST_ROWS + 1) * (C + SHIFT_PAD) * sizeof(float));
+    s->d = cut(slab, &used, MOST_ROWS * (C + SHIFT_PAD) * sizeof(float));
+    s->mix = cut(slab, &used, MOST_ROWS * C * in);
+    s->low_rank = cut(slab, &used, MOST_ROWS * MOST_MIXES * (size_t)rank * in);
+    s->packed = cut(slab, &used, gemm_input_bytes(dev->product, MOST_ROWS, d->C > rank ? d->C : rank));
+    s->packed_z = cut(slab, &used, MOST_MIXES * gemm_input_bytes(dev->product, MOST_ROWS, rank));
     s->state = cut(slab, &used, (size_t)d->N * (size_t)wkv_padded(d->N) * sizeof(float));
     s->products = cut(slab, &used, gemm_scratch_bytes(dev->product, ROW_BLOCK));
     return used;

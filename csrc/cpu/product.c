@@ -1,5 +1,5 @@
-/* The products of a verb on the CPU: cut into blocks of rows and of panels, an item each. A sum over inputs is never cut, so
- * neither the blocks nor the threads show in the bits. */
+/* The products of a verb on the CPU: cut into blocks of rows and spans of panels. A sum over inputs is never cut, so neither
+ * the blocks nor the threads show in the bits. */
 #include "product.h"
 
 bool goes_past(const struct worker *w, const void *out, int columns) {
@@ -31,15 +31,16 @@ static bool feeds_a_product(enum epilogue epilogue) {
 struct gemm_job {
     struct worker *w;
     const struct gemm *a;
-    int count, panel_block, row_blocks;
+    int count, row_blocks;
     unsigned char *packed[MOST_PRODUCTS]; /* unused where inputs are read as they lie */
-    int first_item[MOST_PRODUCTS + 1];
+    int first_unit[MOST_PRODUCTS + 1];
 };
 
 /* One tile of one product's input. */
-static void pack_tile(void *context, int item, int thread) {
+static void pack_tile(void *context, struct span span, int thread) {
     (void)thread;
     struct gemm_job *job = context;
+    int item = span.first;
     struct worker *w = job->w;
     const struct tile_product *product = w->dev->product;
     int tiles = pieces(w->pass.T, product->tile_rows), tile = item % tiles, first = tile * product->tile_rows;
@@ -50,57 +51,57 @@ static void pack_tile(void *context, int item, int thread) {
                     job->packed[item / tiles] + (size_t)tile * gemm_input_bytes(product, product->tile_rows, k));
 }
 
-/* Panels run fastest, so that a block of inputs, once in the second-level cache, serves all the panels that pass. */
-static void multiply_block(void *context, int item, int thread) {
-    struct gemm_job *job = context;
+/* Panels of the n-th product for a block of rows. */
+static void multiply_panels(const struct gemm_job *job, int n, int block, int panel, int panels, int thread) {
     struct worker *w = job->w;
     const struct tile_product *product = w->dev->product;
-    int i = 0;
-    while (item >= job->first_item[i + 1]) i++;
-    const struct gemm *a = &job->a[i];
+    const struct gemm *a = &job->a[n];
     const struct packed *p = packed_of(a->w);
-    int panel_blocks = pieces(p->panels, job->panel_block), local = item - job->first_item[i];
-    int block = local / panel_blocks, panel = local % panel_blocks * job->panel_block;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows, first = block * most;
-    struct gemm_part part = {.weight = p, .panel = panel, .panels = least(job->panel_block, p->panels - panel)};
+    struct gemm_part part = {.weight = p, .panel = panel, .panels = panels};
     part.rows = least(most, w->pass.T - first);
     part.row = (size_t)first;
     if (w->dev->tiled) part.in = input_of(w, a->in, (size_t)p->k, part.row, 0, part.rows, p->k, NULL);
     else
-        part.in = (struct input){job->packed[i] + gemm_input_bytes(product, first, p->k),
+        part.in = (struct input){job->packed[n] + gemm_input_bytes(product, first, p->k),
                                  gemm_input_bytes(product, product->tile_rows, p->k)};
     struct finish finish = {
         .kind = (int)a->epilogue, .bf16 = is_bf16(w), .out = a->out, .stride = (size_t)p->n, .gate = a->gate};
     finish.tiled = w->dev->tiled && feeds_a_product(a->epilogue);
     finish.past = goes_past(w, a->out, p->n);
-    gemm_enter(product);
     gemm_block(product, w->dev->kernels.rows.finish, &part, &finish, w->scratch[thread].products);
-    gemm_leave(product);
 }
 
-/* Panels an item takes: as many as gemm_block likes, fewer where the threads would not all have some. */
-static int choose_panel_block(const struct gemm_job *job) {
-    int panels = 0, threads = job->w->dev->threads;
-    for (int i = 0; i < job->count; i++) panels += packed_of(job->a[i].w)->panels;
-    int block = PANEL_BLOCK;
-    while (block > 1 && panels * job->row_blocks < 4 * threads * block) block /= 2;
-    return block;
+/* A unit is a panel for a block of rows. Panels run fastest, so that a block of inputs, once in the second-level cache,
+ * serves all the panels that pass. */
+static void multiply_span(void *context, struct span span, int thread) {
+    const struct gemm_job *job = context;
+    const struct tile_product *product = job->w->dev->product;
+    int n = 0;
+    gemm_enter(product);
+    while (span.count) {
+        while (span.first >= job->first_unit[n + 1]) n++;
+        int all = packed_of(job->a[n].w)->panels, local = span.first - job->first_unit[n];
+        int panel = local % all, panels = least(span.count, all - panel);
+        multiply_panels(job, n, local / all, panel, panels, thread);
+        span = (struct span){span.first + panels, span.count - panels};
+    }
+    gemm_leave(product);
 }
 
 static void gemm_few(struct worker *w, const struct gemm *a, int count) {
     const struct tile_product *product = w->dev->product;
     int most = ROW_BLOCK / product->tile_rows * product->tile_rows;
     struct gemm_job job = {.w = w, .a = a, .count = count, .row_blocks = pieces(w->pass.T, most)};
-    job.panel_block = choose_panel_block(&job);
     unsigned char *next = w->packed;
     for (int i = 0; i < count; i++) {
         const struct packed *p = packed_of(a[i].w);
         job.packed[i] = next;
         next += gemm_input_bytes(product, w->pass.T, p->k);
-        job.first_item[i + 1] = job.first_item[i] + job.row_blocks * pieces(p->panels, job.panel_block);
+        job.first_unit[i + 1] = job.first_unit[i] + job.row_blocks * p->panels;
     }
-    if (!w->dev->tiled) team_run(w->team, count * pieces(w->pass.T, product->tile_rows), pack_tile, &job);
-    team_run(w->team, job.first_item[count], multiply_block, &job);
+    if (!w->dev->tiled) team_run(w->team, count * pieces(w->pass.T, product->tile_rows), 1, pack_tile, &job);
+    team_run(w->team, job.first_unit[count], PANEL_BLOCK, multiply_span, &job);
 }
 
 enum status cpu_gemm(struct worker *w, const struct gemm *a, int count, struct error *e) {

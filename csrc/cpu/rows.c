@@ -1,24 +1,19 @@
-/* The verbs over rows on the CPU: embedding, norm and token shift, pooling. Each is one round of the team over items that
- * share nothing, see team.h. A row's sums and a sequence's pooling are never cut, so neither the items nor the threads
+/* The verbs over rows on the CPU: embedding, norm and token shift, pooling. Each is one round of the team over units that
+ * share nothing, see team.h. A row's sums and a sequence's pooling are never cut, so neither the spans nor the threads
  * show in the bits. */
 #include "rows.h"
 
 #include <string.h>
 
-/* Small enough to give every thread some, whole tiles so that few are ragged. */
-static int rows_per_item(const struct worker *w) {
-    int tile = w->dev->product->tile_rows, most = ITEM_ROWS / tile * tile;
-    int fair = pieces(pieces(w->pass.T, 2 * w->dev->threads), tile) * tile;
-    return least(most, fair);
+struct rows rows_of(const struct worker *w, struct span span) {
+    int tile = w->dev->product->tile_rows, first = span.first * tile;
+    return (struct rows){first, least(span.count * tile, w->pass.T - first)};
 }
 
-struct rows rows_of_item(const struct worker *w, int item) {
-    int size = rows_per_item(w), first = item * size;
-    return (struct rows){first, least(size, w->pass.T - first)};
-}
-
+/* A unit is a tile, so that only the last is ragged. */
 void run_rows(struct worker *w, team_work *work, void *context) {
-    team_run(w->team, pieces(w->pass.T, rows_per_item(w)), work, context);
+    int tile = w->dev->product->tile_rows;
+    team_run(w->team, pieces(w->pass.T, tile), MOST_ROWS / tile, work, context);
 }
 
 struct embed_job {
@@ -26,11 +21,11 @@ struct embed_job {
     const struct embed *a;
 };
 
-static void embed_rows(void *context, int item, int thread) {
+static void embed_rows(void *context, struct span span, int thread) {
     struct embed_job *job = context;
     struct worker *w = job->w;
     const struct array *table = job->a->table->data;
-    struct rows rows = rows_of_item(w, item);
+    struct rows rows = rows_of(w, span);
     size_t C = (size_t)w->dev->dims.C;
     float *line = w->scratch[thread].normal;
     for (int t = rows.first; t < rows.first + rows.count; t++) {
@@ -85,12 +80,12 @@ struct shift_job {
     struct token_shift shift;
 };
 
-static void shift_rows(void *context, int item, int thread) {
+static void shift_rows(void *context, struct span span, int thread) {
     struct shift_job *job = context;
     struct worker *w = job->w;
     const struct shift *a = job->a;
     struct thread_scratch *s = &w->scratch[thread];
-    struct rows rows = rows_of_item(w, item);
+    struct rows rows = rows_of(w, span);
     size_t C = (size_t)w->dev->dims.C, stride = shift_stride(w);
     normal_and_difference(w, &job->shift, rows, s->normal, s->d);
     for (size_t i = 0; i < (size_t)rows.count; i++)
@@ -137,12 +132,12 @@ static void pool_row(const struct row_kernels *k, enum pooling pooling, int C, i
     }
 }
 
-static void pool_strip(void *context, int item, int thread) {
+static void pool_strip(void *context, struct span span, int thread) {
     struct pool_job *job = context;
     struct worker *w = job->w;
     const struct pass *pass = &w->pass;
     const struct row_kernels *k = &w->dev->kernels.rows;
-    int piece = item / job->strips, column = item % job->strips * STRIP, C = w->dev->dims.C;
+    int piece = span.first / job->strips, column = span.first % job->strips * STRIP, C = w->dev->dims.C;
     int width = job->strips > 1 ? least(STRIP, C - column) : C;
     int first = pass->start[piece], last = pass->start[piece + 1];
     int64_t before = pass->before[piece], skip = pass->skip[piece], total = pass->total[piece] - skip;
@@ -171,6 +166,6 @@ static void pool_strip(void *context, int item, int thread) {
 enum status cpu_pool(struct worker *w, const struct pool *a, struct error *e) {
     (void)e;
     int strips = a->ln ? 1 : pieces(w->dev->dims.C, STRIP);
-    team_run(w->team, w->pass.S * strips, pool_strip, &(struct pool_job){w, a, strips});
+    team_run(w->team, w->pass.S * strips, 1, pool_strip, &(struct pool_job){w, a, strips});
     return OK;
 }

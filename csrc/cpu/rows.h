@@ -1,16 +1,16 @@
-/* What verbs over rows share: how rows are cut into items, and the norm with its token shift. */
+/* What verbs over rows share: how rows are shared out, and the norm with its token shift. */
 #ifndef RWKVSTS_CPU_ROWS_H
 #define RWKVSTS_CPU_ROWS_H
 
 #include "worker.h"
 
-/* Rows first .. first + count of the pass, one item's share. */
+/* Rows first .. first + count of the pass. */
 struct rows {
     int first, count;
 };
 
-struct rows rows_of_item(const struct worker *w, int item);
-/* Runs work over all rows of the pass, an item for each run of them. */
+struct rows rows_of(const struct worker *w, struct span span);
+/* Runs work over all rows of the pass, at most MOST_ROWS at a time. */
 void run_rows(struct worker *w, team_work *work, void *context);
 
 struct token_shift {
@@ -26,7 +26,7 @@ static inline size_t shift_stride(const struct worker *w) {
 }
 
 /* normal [1 + count, C] = the row before, then LN of the rows; d [count, C] = previous - this; rows shift_stride apart.
- * Where another item owns the row before, it is normalised anew: cheaper than waiting for it, and the same bits. */
+ * Where another thread may own the row before, it is normalised anew: cheaper than waiting for it, and the same bits. */
 void normal_and_difference(const struct worker *w, const struct token_shift *s, struct rows rows, float *normal,
                            float *d);
 

@@ -18,7 +18,7 @@ static void lerp_five(struct worker *w, const struct shift6 *a, struct rows rows
     const struct device *dev = w->dev;
     const struct packed *w2 = packed_of(a->w2);
     size_t C = (size_t)dev->dims.C, R = (size_t)dev->dims.rank[SHIFT_RANK], stride = shift_stride(w);
-    size_t room = gemm_input_bytes(dev->product, ITEM_ROWS, dev->dims.rank[SHIFT_RANK]);
+    size_t room = gemm_input_bytes(dev->product, MOST_ROWS, dev->dims.rank[SHIFT_RANK]);
     struct finish finish[5];
     struct gemm_part part[5];
     for (size_t j = 0; j < 5; j++) {
@@ -42,13 +42,13 @@ static void lerp_five(struct worker *w, const struct shift6 *a, struct rows rows
         }
 }
 
-static void shift_rows(void *context, int item, int thread) {
+static void shift_rows(void *context, struct span span, int thread) {
     struct shift_job *job = context;
     struct worker *w = job->w;
     const struct shift6 *a = job->a;
     const struct device *dev = w->dev;
     struct thread_scratch *s = &w->scratch[thread];
-    struct rows rows = rows_of_item(w, item);
+    struct rows rows = rows_of(w, span);
     size_t C = (size_t)dev->dims.C, stride = shift_stride(w);
     struct mixed mix = {s->mix, is_bf16(w), dev->tiled};
     normal_and_difference(w, &job->shift, rows, s->normal, s->d);
@@ -81,11 +81,11 @@ struct wkv_job {
 };
 
 /* decay = exp(-exp(time_decay + low W2)) */
-static void decay_rows(void *context, int item, int thread) {
+static void decay_rows(void *context, struct span span, int thread) {
     struct wkv_job *job = context;
     struct worker *w = job->w;
     const struct wkv6 *a = job->a;
-    struct rows rows = rows_of_item(w, item);
+    struct rows rows = rows_of(w, span);
     size_t first = (size_t)rows.first;
     struct finish up = {.kind = FINISH_DECAY, .out = a->decay, .vector = vector_of(a->time_decay)};
     up.stride = (size_t)w->dev->dims.C;
@@ -95,12 +95,12 @@ static void decay_rows(void *context, int item, int thread) {
     gemm_leave(w->dev->product);
 }
 
-static void wkv_head(void *context, int item, int thread) {
+static void wkv_head(void *context, struct span span, int thread) {
     struct wkv_job *job = context;
     struct worker *w = job->w;
     const struct wkv6 *a = job->a;
     const struct dims *d = &w->dev->dims;
-    int piece = item / d->H, head = item % d->H, width = wkv_padded(d->N);
+    int piece = span.first / d->H, head = span.first % d->H, width = wkv_padded(d->N);
     size_t N = (size_t)d->N, column = (size_t)head * N;
     size_t at = (size_t)w->pass.start[piece] * (size_t)d->C + column;
     float *state = w->scratch[thread].state;
@@ -133,7 +133,7 @@ static void wkv_head(void *context, int item, int thread) {
 static enum status wkv6(struct worker *w, const struct wkv6 *a, struct error *e) {
     (void)e;
     run_rows(w, decay_rows, &(struct wkv_job){w, a});
-    team_run(w->team, w->pass.S * w->dev->dims.H, wkv_head, &(struct wkv_job){w, a});
+    team_run(w->team, w->pass.S * w->dev->dims.H, 1, wkv_head, &(struct wkv_job){w, a});
     return OK;
 }
 

@@ -10,7 +10,7 @@ struct wkv_job {
     const struct wkv7 *a;
 };
 
-/* An item's rows of base + low up, finished as `kind` says into `out` [T, C]. */
+/* Rows of base + low up, finished as `kind` says into `out` [T, C]. */
 static void up(const struct wkv_job *job, int which, struct rows rows, int kind, void *out,
                const struct thread_scratch *s) {
     struct worker *w = job->w;
@@ -23,12 +23,12 @@ static void up(const struct wkv_job *job, int which, struct rows rows, int kind,
     multiply(w, l->up, l->low, first, rows, first, s, &finish);
 }
 
-static void up_rows(void *context, int item, int thread) {
+static void up_rows(void *context, struct span span, int thread) {
     const struct wkv_job *job = context;
     const struct wkv7 *a = job->a;
     const struct tile_product *product = job->w->dev->product;
     const struct thread_scratch *s = &job->w->scratch[thread];
-    struct rows rows = rows_of_item(job->w, item);
+    struct rows rows = rows_of(job->w, span);
     gemm_enter(product);
     up(job, DECAY_LOW, rows, FINISH_DECAY7, a->low[DECAY_LOW].out, s);
     up(job, RATE_LOW, rows, FINISH_RATE, a->low[RATE_LOW].out, s);
@@ -37,12 +37,12 @@ static void up_rows(void *context, int item, int thread) {
     gemm_leave(product);
 }
 
-static void wkv_head(void *context, int item, int thread) {
+static void wkv_head(void *context, struct span span, int thread) {
     const struct wkv_job *job = context;
     const struct worker *w = job->w;
     const struct wkv7 *a = job->a;
     const struct dims *d = &w->dev->dims;
-    int piece = item / d->H, head = item % d->H;
+    int piece = span.first / d->H, head = span.first % d->H;
     size_t N = (size_t)d->N, width = (size_t)wkv_padded(d->N), column = (size_t)head * N;
     size_t at = (size_t)w->pass.start[piece] * (size_t)d->C + column;
     float *state = w->scratch[thread].state;
@@ -80,7 +80,7 @@ static void wkv_head(void *context, int item, int thread) {
 static enum status wkv7(struct worker *w, const struct wkv7 *a, struct error *e) {
     (void)e;
     run_rows(w, up_rows, &(struct wkv_job){w, a});
-    team_run(w->team, w->pass.S * w->dev->dims.H, wkv_head, &(struct wkv_job){w, a});
+    team_run(w->team, w->pass.S * w->dev->dims.H, 1, wkv_head, &(struct wkv_job){w, a});
     return OK;
 }
 

@@ -21,11 +21,11 @@ struct team {
     pthread_mutex_t lock;
     pthread_cond_t go, done;
     atomic_uint round;  /* raised under the lock to start a round */
-    atomic_int next;    /* item to hand out */
+    atomic_int next;    /* unit to hand out */
     atomic_int working; /* helpers still in this round */
     bool closing;
     /* Written before `round` is raised, read after it was seen raised. */
-    int items;
+    int units, most;
     team_work *work;
     void *context;
 };
@@ -38,12 +38,20 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-static void take_items(struct team *p, int thread) {
-    for (;;) {
-        int item = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
-        if (item >= p->items) return;
-        p->work(p->context, item, thread);
-    }
+/* The next span; none is left where its count is 0. */
+static struct span take_span(struct team *p) {
+    int first = atomic_load_explicit(&p->next, memory_order_relaxed), count;
+    do {
+        int left = p->units - first, share = left / p->threads;
+        if (left <= 0) return (struct span){0, 0};
+        count = share > p->most ? p->most : share > 1 ? share : 1;
+    } while (!atomic_compare_exchange_weak_explicit(&p->next, &first, first + count, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return (struct span){first, count};
+}
+
+static void take_spans(struct team *p, int thread) {
+    for (struct span span = take_span(p); span.count; span = take_span(p)) p->work(p->context, span, thread);
 }
 
 static unsigned wait_for_round(struct team *p, unsigned seen) {
@@ -67,7 +75,7 @@ static void *help(void *argument) {
     for (;;) {
         seen = wait_for_round(p, seen);
         if (p->closing) return NULL;
-        take_items(p, h->index);
+        take_spans(p, h->index);
         if (atomic_fetch_sub_explicit(&p->working, 1, memory_order_acq_rel) == 1) {
             pthread_mutex_lock(&p->lock);
             pthread_cond_signal(&p->done);
@@ -93,18 +101,19 @@ static void wait_for_helpers(struct team *p) {
     pthread_mutex_unlock(&p->lock);
 }
 
-void team_run(struct team *p, int items, team_work *work, void *context) {
-    if (!p->started || items <= 1) {
-        for (int i = 0; i < items; i++) work(context, i, 0);
+void team_run(struct team *p, int units, int most, team_work *work, void *context) {
+    if (!p->started || units <= 1) {
+        for (int i = 0; i < units; i += most) work(context, (struct span){i, units - i < most ? units - i : most}, 0);
         return;
     }
-    p->items = items;
+    p->units = units;
+    p->most = most;
     p->work = work;
     p->context = context;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
     atomic_store_explicit(&p->working, p->started, memory_order_relaxed);
     start_round(p);
-    take_items(p, 0);
+    take_spans(p, 0);
     wait_for_helpers(p);
 }
 

@@ -16,16 +16,16 @@ struct device {
     char name[64];
 };
 
-/* A row kernel's item is a run of rows small enough that all it makes on the way stays in the second-level cache. */
-enum { ITEM_ROWS = 64 };
+/* Rows that a verb takes at a time: so few that all it makes on the way stays in the second-level cache. */
+enum { MOST_ROWS = 64 };
 
 /* Rows of the scratch lie a line more than C apart: at a multiple of 4 KiB they would all fall into one cache set. */
 enum { SHIFT_PAD = 16 };
 
-/* What one thread needs for an item; pointers into one allocation a thread. */
+/* What one thread needs for a span; pointers into one allocation a thread. */
 struct thread_scratch {
-    float *normal, *d;       /* [ITEM_ROWS + 1, C + SHIFT_PAD], [ITEM_ROWS, C + SHIFT_PAD] */
-    void *mix, *low_rank;    /* [ITEM_ROWS, C], [ITEM_ROWS, MOST_MIXES * widest rank] in type */
+    float *normal, *d;       /* [MOST_ROWS + 1, C + SHIFT_PAD], [MOST_ROWS, C + SHIFT_PAD] */
+    void *mix, *low_rank;    /* [MOST_ROWS, C], [MOST_ROWS, MOST_MIXES * widest rank] in type */
     void *packed, *packed_z; /* inputs of a product from C or a rank, and of MOST_MIXES from a rank each */
     float *state;            /* [N, wkv_padded(N)] */
     float *products;         /* gemm_block's */
