@@ -27,7 +27,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -258,9 +257,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="file to write, for bench/table.py")
     parser.add_argument("--peers", action="store_true", help="also measure other programs")
     parser.add_argument("--check", action="store_true", help="also compare with float64")
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rwkvsts-bench"
-    )
+    parser.add_argument("--folder", type=Path, default=cpu_scale.FOLDER)
     return parser.parse_args()
 
 

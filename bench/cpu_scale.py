@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -27,6 +28,7 @@ from rwkvsts.processors import threads_here
 
 BLOCKS = 4
 ALONE = 4  # processors measured one after the other, spread over those that are used
+FOLDER = Path(tempfile.gettempdir()) / "rwkvsts-bench"  # of checkpoints, unless told otherwise
 SECONDS = 1.0  # of one processor, about
 
 
@@ -49,6 +51,14 @@ def texts(tokens: int, vocabulary: int) -> list[list[int]]:
         cuts.append(ids[at : at + len(one)])
         at += len(one)
     return [cut for cut in cuts if cut]
+
+
+def small_checkpoint(size: Size = checkpoint.FINCH_1B6, folder: Path = FOLDER) -> Path:
+    """A file with `BLOCKS` blocks of this size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{size.name.lower()}-{BLOCKS}.safetensors".replace(" ", "")
+    checkpoint.write(path, replace(size, L=BLOCKS))
+    return path
 
 
 class Scale:
@@ -99,9 +109,7 @@ def scale(size: Size, folder: Path, dtype: str, threads: list[int], turns: int, 
     """Print each number of threads beside both yardsticks: medians of the turns."""
     here = processors()
     numbers = [n for n in threads if n <= len(here)]
-    few = replace(size, L=BLOCKS)
-    path = folder / f"{size.name.lower()}-{BLOCKS}.safetensors".replace(" ", "")
-    checkpoint.write(path, few)
+    path = small_checkpoint(size, folder)
     start = time.perf_counter()
     models = Scale(path, dtype, numbers, rows)
     spread = np.linspace(0, max(numbers) - 1, min(ALONE, max(numbers))).astype(int)
