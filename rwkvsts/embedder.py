@@ -294,7 +294,7 @@ def _columns(model: BaseEmbedder, layers: Layers | None) -> tuple[tuple[int, ...
         raise ValueError("layers is empty: name at least one")
     for layer in listed:
         if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
-            held = _in_words(model.layers)
+            held = in_words(model.layers)
             raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
     return tuple(place[layer] for layer in listed), one
 
@@ -369,7 +369,8 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name}={reprlib.repr(value)}: expected True or False")
 
 
-def _in_words(layers: tuple[Layer, ...]) -> str:
+def in_words(layers: tuple[Layer, ...]) -> str:
+    """Layers for a message: `layers 0 .. 11 and "final"`."""
     numbers = [layer for layer in layers if isinstance(layer, int)]
     words = [f"layers {numbers[0]} .. {numbers[-1]}"] if numbers else []
     return " and ".join(words + [f'"{layer}"' for layer in layers if isinstance(layer, str)])

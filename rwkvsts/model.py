@@ -27,6 +27,7 @@ from .embedder import (
     Request,
     as_list,
     check_range,
+    in_words,
     listed_items,
     middle_layer,
 )
@@ -406,8 +407,7 @@ class RWKV(BaseEmbedder):
         request = Request.of(
             self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
         )
-        if bad := [self.layers[i] for i in request.columns if i >= self.n_blocks]:
-            raise ValueError(f'layer "{bad[0]}" has no state: name blocks 0 .. {self.n_blocks - 1}')
+        self._check_below(self.n_blocks, request, "state")
         check_range("width", width, 1, self.width * self.config.head_size)
         listed, axes = as_list(texts)
         prepare, request = self._reading(replace(request, state=state))
@@ -428,6 +428,7 @@ class RWKV(BaseEmbedder):
         check_range("positions", positions, 1, MOST_ROWS)
         listed, _ = as_list(texts)
         request = replace(Request.of(self, layers, self.poolings[0]), pooling="last")
+        self._check_below(self.n_blocks + ("final" in self.layers), request, "stream")
         read = batch.from_texts(self._need_tokenizer(), positions)(listed, 0)
         lengths = np.diff(read.start)
         beginnings = [
@@ -443,6 +444,12 @@ class RWKV(BaseEmbedder):
             lambda: np.linalg.norm(streams, axis=-1)
         )
         return result
+
+    def _check_below(self, count: int, request: Request, what: str) -> None:
+        """ValueError for a layer asked for that is not among the first so many."""
+        for layer in (self.layers[i] for i in request.columns if i >= count):
+            held = in_words(self.layers[:count])
+            raise ValueError(f'layer "{layer}" has no {what}: name one of {held}')
 
     def _reading(self, request: Request) -> tuple[batch.Prepare, Request]:
         """How each text is read, and the request from the state after the prompt's prefix."""

@@ -180,7 +180,7 @@ def test_a_states_vector_does_not_depend_on_the_batch(
     for row, text in zip(expected, TEXTS, strict=True):
         alone = model.encode_states(text, [2, 0], 100, prompt="say {text}", normalize=True)
         assert alone.tobytes() == row.tobytes()
-    with pytest.raises(ValueError, match=r'"final" has no state: name blocks 0 \.\. 2'):
+    with pytest.raises(ValueError, match=r'"final" has no state: name one of layers 0 \.\. 2'):
         model.encode_states(TEXTS, "final")
     with pytest.raises(ValueError, match=r"width=0"):
         model.encode_states(TEXTS, 0, width=0)

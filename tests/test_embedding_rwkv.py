@@ -166,8 +166,10 @@ def test_what_is_refused(tmp_path: Path, model: rwkvsts.EmbeddingRWKV) -> None:
         model.encode_ids([[1, EOS]], skip_first=True)
     with pytest.raises(ValueError, match="branch: this model pools the ends of sentence"):
         model.branch(["x"], ["y"])
-    with pytest.raises(ValueError, match=r'layer "retr" has no state: name blocks 0 \.\. 1'):
+    with pytest.raises(ValueError, match=r'layer "retr" has no state: name one of layers 0 \.\. 1'):
         model.encode_states(["x"])
+    with pytest.raises(ValueError, match=r'"retr" has no stream: .* 0 \.\. 1 and "final"'):
+        model.norms(["x"])
     with pytest.raises(ValueError, match=r"texts\[1\] is empty"):
         model.encode(["x", ""], prompt="say ")
     part = {n: a for n, a in stored().items() if n != "head.sts_head.norm.bias"}
