@@ -12,6 +12,7 @@ made an identity to give them. The second compiles for a minute when it is used 
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import os
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,31 @@ def lowest_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 # ---- flash-linear-attention -------------------------------------------------------------------
+
+
+@functools.cache
+def tune_side_by_side() -> None:
+    """Lets Triton compile all configurations of a kernel at once, and time each for some 30 ms.
+
+    One after the other, as it does by itself, the hundreds of configurations that
+    flash-linear-attention's kernels have keep a GPU waiting for minutes. All are still tried.
+    """
+    from triton import AsyncCompileMode
+    from triton.runtime.autotuner import Autotuner
+    from triton.testing import do_bench
+
+    pool, prune = ThreadPoolExecutor(os.cpu_count()), Autotuner.prune_configs
+
+    def compile_first(self: Any, how: dict[str, Any]) -> Any:
+        configs = prune(self, how)
+        with AsyncCompileMode(pool, ignore_errors=True):
+            for config in configs:
+                only = {**how, **config.all_kwargs(), "warmup": True}
+                self.fn.run(*self.nargs.values(), **only)
+        return configs
+
+    Autotuner.prune_configs = compile_first
+    Autotuner.do_bench = functools.partial(do_bench, warmup=5, rep=20)
 
 
 def fla_tensors(tensors: Tensors, size: Size) -> Iterator[tuple[str, np.ndarray]]:
@@ -245,6 +272,7 @@ def peers_fla(
 ) -> None:
     import fla
 
+    tune_side_by_side()
     runner = Fla(fla_model(tensors, size), layers)
     name = f"flash-linear-attention {fla.__version__}"
     how = ids, ours, repeats

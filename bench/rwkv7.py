@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from checkpoint import noise
+from cuda_peers import torch_array, tune_side_by_side
 
 import rwkvsts
 from rwkvsts import _core
@@ -153,8 +154,12 @@ def fla(tensors: Tensors, s: Size) -> Callable[[Ids], np.ndarray]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from fla.models.rwkv7 import RWKV7Config, RWKV7Model
+        from fla.models.rwkv7 import RWKV7Config, RWKV7Model, modeling_rwkv7
     from tinymodel7 import fla_names
+
+    tune_side_by_side()
+    for part in (modeling_rwkv7.RWKV7Attention, modeling_rwkv7.RWKV7FeedForward):
+        part._initialize_weights = lambda *_: None  # minutes of random matrices, to be replaced
 
     w, a, v, g = s.ranks
     config = RWKV7Config(
@@ -169,11 +174,13 @@ def fla(tensors: Tensors, s: Size) -> Callable[[Ids], np.ndarray]:
         vocab_size=s.V,
         use_cache=False,
     )
-    model = RWKV7Model(config).to(torch.bfloat16).cuda().eval()
+    with torch.device("meta"):
+        model = RWKV7Model(config)
+    model = model.to(torch.bfloat16).to_empty(device="cuda").eval()
     state = model.state_dict()
     for name, bits in fla_names(tensors).items():
         target = state.pop(name.removeprefix("model."))
-        target.copy_(torch.from_numpy(floats(np.ascontiguousarray(bits))).view(target.shape))
+        target.copy_(torch_array(bits).view(target.shape))
     assert not state, f"not in our checkpoint: {', '.join(state)}"
 
     def run(ids: Ids) -> np.ndarray:
