@@ -3,7 +3,8 @@
     python bench/rwkv7.py [--device cuda] [--size 1b5,0b1] [--check] [--peers] [--texts 2816]
 
 For sentences of MRPC's lengths and for texts of 512 tokens, prints tokens per second end to end
-(ids in, mean rows of "final" out), the best of --turns and their median, and one text of 20 tokens.
+(ids in, mean rows of "final" out), the best of --turns and their median, and one text of 20 tokens;
+on a GPU for texts of 1,024, 4,096 and 65,536 tokens, too, without the others.
 --check compares three sentences with the float64 reference of tests/ at every layer, and bits over
 random batchings. --peers adds, on the same weights and texts, in turn with ours: on a GPU
 flash-linear-attention's RWKV7Model, packed; on a CPU llama.cpp in the same dtype (BF16, F32),
@@ -108,6 +109,14 @@ def texts(count: int, vocabulary: int) -> dict[str, Ids]:
     return {
         name: [rng.integers(1, vocabulary, n).astype(np.int32) for n in some]
         for name, some in kinds.items()
+    }
+
+
+def long_texts(vocabulary: int) -> dict[str, Ids]:
+    rng = np.random.default_rng(1)
+    return {
+        f"texts of {n:,}": [rng.integers(1, vocabulary, n).astype(np.int32) for _ in range(count)]
+        for count, n in ((128, 1024), (32, 4096), (2, 65536))
     }
 
 
@@ -379,6 +388,9 @@ def run(name: str, args: argparse.Namespace) -> None:
     for kind, ids in kinds.items():
         print(f"  {kind}: {len(ids)} texts, {sum(map(len, ids)):,} tokens", flush=True)
         measure(programs, ids, size.flop, args.turns)
+    for kind, ids in long_texts(size.V).items() if m.device.startswith("cuda") else ():
+        print(f"  {kind}: {len(ids)} texts", flush=True)
+        measure({"rwkvsts": programs["rwkvsts"]}, ids, size.flop, args.turns)
     one = [np.arange(1, 21, dtype=np.int32)]
     alone = [programs["rwkvsts"](one)[1] for _ in range(30)]
     print(f"  one text of 20 tokens: {1e3 * statistics.median(alone[10:]):.2f} ms")

@@ -10,7 +10,7 @@ enum { DECAY_LOW, RATE_LOW, VALUE_LOW, GATE_LOW }; /* of dims.rank; w, a, v and 
 struct low_rank {                   /* base + low up */
     const void *low;                /* [T, R] low, as its epilogue wrote it */
     const struct weight *base, *up; /* [C] or NULL for zeros; LORA_DOWN [R, C] */
-    void *out;                      /* [T, C] room for the sum: float32 for the decay, out for the others */
+    void *out; /* [T, C] room for the sum: float32 for the decay, out for the others; v's in block 0 too */
 };
 
 /* w = exp(-exp(-1/2) sigmoid(decay)); al = sigmoid(rate); v += (v_first - v) sigmoid(value), but not in block 0
@@ -19,8 +19,7 @@ struct low_rank {                   /* base + low up */
  * out = (GroupNorm(y) ln_x + (sum over the head of r k r_k) v) gate */
 struct wkv7 {
     int layer;
-    const void *r, *k;                    /* [T, C] out */
-    void *v;                              /* [T, C] out; may be changed */
+    void *r, *k, *v;                      /* [T, C] out; may be changed */
     const void *v_first;                  /* [T, C] out: block 0's v; in block 0 the same matrix as v */
     struct low_rank low[MOST_RANKS];      /* decay, rate, value, gate; value's is not read in block 0 */
     const struct weight *k_k, *k_a, *r_k; /* [C], [C], [H, N] */

@@ -114,6 +114,26 @@ def test_the_bits_of_a_text_are_its_own(tmp_path: Path, dtype: str, sizes: dict[
         assert found.tobytes() == right.tobytes(), batch_tokens
 
 
+def test_a_long_text_has_its_bits_in_any_company(tmp_path: Path, dtype: str) -> None:
+    """By two warps a head, by four, or its states ahead and its parts side by side: by how many of
+    its tokens a pass holds. The last, 1,024 tokens, ends with a whole part."""
+    weights = rounded(C=256, F=448, ranks=(32, 64, 32, 96), L=2)
+    m = on_gpu(tmp_path, weights, dtype=dtype)
+    ids = random_ids(15, [1500, 30, 513, 512, 2100, 7, 1024])
+    layers = [0, 1, "final"]
+    right = m.encode_ids(ids, layers)
+    for batch_tokens in (64, 300, 500, 640, 1700):
+        found = m.encode_ids(ids, layers, batch_tokens=batch_tokens)
+        assert found.tobytes() == right.tobytes(), batch_tokens
+    for i, text in enumerate(ids):
+        assert m.encode_ids([text], layers)[0].tobytes() == right[i].tobytes()
+    state = m.state(ids[4])
+    parts = m.state(ids[4][1280:], m.state(ids[4][:1280]))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, state, strict=True))
+    near = m.encode_ids(ids[2:3], layers)
+    assert error(near, expected(weights, ids[2:3], "mean")) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("N", [64, 16])
 def test_a_state_continues_its_text(tmp_path: Path, dtype: str, N: int) -> None:
     """To the bit, but to rounding where a cut parts tokens that bfloat16 works on together."""

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
 PROGRAMS = {
     "long_pieces": ["pass.cu", "rows/pool.cu", "rwkv6/chunk.cu", "rwkv6/states.cu", "route.c"],
-    "delta_rule": ["rwkv7/chunk.cu", "rwkv7/wkv.cu", "route.c"],
+    "delta_rule": ["pass.cu", "rwkv7/chunk.cu", "rwkv7/states.cu", "rwkv7/wkv.cu", "route.c"],
 }
 
 
@@ -82,9 +82,22 @@ def test_long_pieces_have_the_bits_of_short_ones(
     assert len(others) == 10 and all(line.endswith("same") for line in others), others
 
 
-@pytest.mark.parametrize("lengths", [[1], [5, 40, 16], [200, 1, 33, 32, 17, 64, 65], [2, 300]])
-def test_the_delta_rule_in_tiles_is_the_recurrence(delta_rule: Path, lengths: list[int]) -> None:
-    """In block 0 and above it, from a given state, into a state; cut and alone as together.
+@pytest.mark.parametrize(
+    ("lengths", "ahead"),
+    [
+        ([1], 0),
+        ([5, 40, 16], 0),
+        ([200, 1, 33, 32, 17, 64, 65], 0),
+        ([1, 640], 1),  # whole parts
+        # the first goes on from a state, the last leaves one
+        pytest.param([600, 2, 300, 513], 2, marks=pytest.mark.slow),
+    ],
+)
+def test_the_delta_rule_in_tiles_is_the_recurrence(
+    delta_rule: Path, lengths: list[int], ahead: int
+) -> None:
+    """In block 0 and above it, from a given state, into a state. Cut and alone as together; states
+    ahead as piece by piece, by two warps a head or by four.
 
     The output is rounded to bfloat16 (1.7e-3 in the mean square), and so are the rows that go into
     products, each of which adds about as much."""
@@ -92,4 +105,5 @@ def test_the_delta_rule_in_tiles_is_the_recurrence(delta_rule: Path, lengths: li
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     errors = [float(line.split()[-1]) for line in lines if "error" in line]
     assert len(errors) == 6 and max(errors) < 4e-3, lines
-    assert lines.count("cut and alone: same") == 2, lines
+    for what in ("cut and alone: same", "two warps: same", "four warps: same", f"ahead {ahead}"):
+        assert lines.count(what) == 2, lines

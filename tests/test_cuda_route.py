@@ -44,6 +44,12 @@ int route(char *text, size_t n, const int *g, int dtype, const int *s, int T, in
     return status;
 }
 
+const char *wkv7(const int *g, int dtype, int H, int T, int piece) {
+    const struct gpu gpu = {g[0], g[1], g[2], g[3]};
+    const struct dims dims = {.C = 64 * H, .H = H, .N = 64};
+    return kernel_name(route_wkv7(&gpu, (enum dtype)dtype, &dims, T, piece));
+}
+
 int fits7(char *text, size_t n, int C, const int *ranks) {
     struct dims dims = {.C = C, .rank = {ranks[0], ranks[1], ranks[2], ranks[3]}};
     struct error e = {.text = ""};
@@ -161,6 +167,24 @@ def test_long_texts(rules: ctypes.CDLL) -> None:
         assert found["wkv"] == wkv and found["pool"] == "pool_long"
     short = route(rules, H200, BF16, LARGE, piece=512)
     assert short["wkv"] == "wkv_chunk" and short["pool"] == "pool_rows"
+
+
+def test_the_longer_a_piece_of_rwkv_7_the_more_warps_share_it(rules: ctypes.CDLL) -> None:
+    """Where pieces of that length alone would leave the device idle, which depends on the heads."""
+    rules.wkv7.restype = ctypes.c_char_p
+
+    def kernel(H: int, piece: int, T: int = LARGE, gpu: tuple[int, ...] = H200) -> str:
+        found: bytes = rules.wkv7(numbers(gpu), BF16, H, T, piece)
+        return found.decode()
+
+    two, four = "wkv7_chunk, two warps", "wkv7_chunk, four warps"
+    ahead = "wkv7_tiles, wkv7_states, wkv7_chunk"
+    assert kernel(32, 320) == two and kernel(12, 120) == two
+    assert kernel(32, 321) == four and kernel(12, 121) == kernel(12, 512) == four
+    assert kernel(32, 3072) == four and kernel(32, 3073) == kernel(12, 1153) == ahead
+    assert kernel(2, 512) == four and kernel(2, 513) == ahead  # parts are of long pieces alone
+    assert kernel(32, 27, T=SMALL) == four
+    assert kernel(32, 4096, gpu=T4) == "wkv7_tokens"
 
 
 def test_ragged_sizes(rules: ctypes.CDLL) -> None:

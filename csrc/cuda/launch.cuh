@@ -25,6 +25,12 @@ static cudaError_t launch_early(bool early, cudaStream_t stream, void (*kernel)(
     return cudaLaunchKernelEx(&config, kernel, P(args)...);
 }
 
+/* The shared memory that a launch asks for. */
+static __device__ __forceinline__ void *dynamic_shared(void) {
+    extern __shared__ __align__(256) unsigned char asked_for[];
+    return asked_for;
+}
+
 /* Whether the pass at hand wants it: only where kernels are short does it pay. */
 static inline bool overlaps(const struct worker *w) {
     return w->capturing && route_overlaps(&w->dev->gpu);

@@ -71,7 +71,7 @@ static size_t most_long(int T) {
 }
 
 size_t number_bytes(int T, int S) {
-    size_t per_piece = 6 * (size_t)S + 1, units = UNIT_INTS * most_units(T, S) + LONG_INTS * most_long(T);
+    size_t per_piece = 7 * (size_t)S + 1, units = UNIT_INTS * most_units(T, S) + LONG_INTS * most_long(T);
     return (HEAD_INTS + 3 * (size_t)T + per_piece + units) * sizeof(int);
 }
 
@@ -88,6 +88,7 @@ static void lay_out(struct worker *w) {
     w->meta.skip = at += S;
     w->meta.from = at += S;
     w->meta.to = at += S;
+    w->meta.order = at += S;
     w->meta.units = (const struct unit *)(at += S);
     w->meta.long_pieces = (const struct long_piece *)(at + UNIT_INTS * most_units(T, S));
 }
@@ -105,33 +106,46 @@ static void add_long(struct worker *w, int number, struct unit piece, struct uni
     w->grid.long_pieces++;
 }
 
-/* The units of a pass, those of long pieces first: they are what wkv_keys works on, too. */
-static void fill_units(struct worker *w, const struct pass *p, struct unit *units, struct long_piece *long_pieces) {
-    int interim = 0, n = 0;
-    w->grid.long_pieces = w->grid.long_units = 0;
-    for (int apart = 1; apart >= 0; apart--) {
+/* The order of pieces for RWKV-7; and the units of a pass, those of long pieces first, as kernels before wkv_chunk work on
+ * these alone: by the same order, so that those whose states go ahead in RWKV-7 come first. */
+static void fill_units(struct worker *w, const struct pass *p, int *order, struct unit *units,
+                       struct long_piece *long_pieces) {
+    int interim = 0, n = 0, of_walk[TWO_WARPS + 1] = {};
+    w->grid.long_pieces = w->grid.long_units = w->grid.ahead_units = 0;
+    for (int walk = STATES_AHEAD; walk <= TWO_WARPS; walk++) {
         for (int s = 0; s < p->S; s++) {
+            const int length = p->start[s + 1] - p->start[s];
+            if (route_walk7(w->dev->dims.H, p->T, length) != walk) continue;
+            of_walk[walk]++;
+            *order++ = s;
+            if (!route_is_long(length)) continue;
             const struct unit piece = {p->start[s], p->start[s + 1], p->from[s], p->to[s]};
-            if (route_is_long(piece.last - piece.first) != (bool)apart) continue;
-            if (apart) add_long(w, s, piece, units, &long_pieces[w->grid.long_pieces], &interim);
-            else units[n++] = piece;
+            add_long(w, s, piece, units, &long_pieces[w->grid.long_pieces], &interim);
         }
-        if (apart) n = w->grid.long_units;
+        if (walk == STATES_AHEAD) w->grid.ahead_units = w->grid.long_units;
     }
+    w->grid.ahead_pieces = of_walk[STATES_AHEAD];
+    w->grid.four_warps = of_walk[FOUR_WARPS];
+    n = w->grid.long_units;
+    for (int s = 0; s < p->S; s++)
+        if (!route_is_long(p->start[s + 1] - p->start[s]))
+            units[n++] = unit{p->start[s], p->start[s + 1], p->from[s], p->to[s]};
     w->grid.units = n;
 }
 
 static void fill_numbers(struct worker *w, const struct pass *p, int *out) {
     int T = w->grid.T, S = w->grid.S, *ids = out + HEAD_INTS, *prev = ids + T, *save = prev + T, *start = save + T;
     int *before = start + S + 1, *total = before + S, *skip = total + S, *from = skip + S, *to = from + S;
-    struct unit *units = (struct unit *)(to + S);
+    int *order = to + S;
+    struct unit *units = (struct unit *)(order + S);
     size_t pieces_bytes = (size_t)p->S * sizeof(int);
     out[0] = p->T;
     out[1] = p->S;
     out[2] = w->side;
-    fill_units(w, p, units, (struct long_piece *)(units + most_units(T, S)));
+    fill_units(w, p, order, units, (struct long_piece *)(units + most_units(T, S)));
     out[3] = w->grid.units;
     if (w->grid.units < S) w->grid.units = S; /* of a bucket */
+    if (w->grid.four_warps == p->S) w->grid.four_warps = S;
     memcpy(ids, p->ids, (size_t)p->T * sizeof(int));
     memcpy(start, p->start, pieces_bytes + sizeof(int));
     memcpy(before, p->before, pieces_bytes);

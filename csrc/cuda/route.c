@@ -20,7 +20,9 @@ static const char *const NAMES[KERNELS] = {
     [WKV_STATES] = "wkv_keys, wkv_states, wkv_chunk",
     [WKV_64] = "up_rows, then wkv_64",
     [WKV_PLAIN] = "up_rows, then wkv_plain",
-    [WKV7_CHUNK] = "wkv7_chunk",
+    [WKV7_CHUNK] = "wkv7_chunk, two warps",
+    [WKV7_CHUNK_WIDE] = "wkv7_chunk, four warps",
+    [WKV7_STATES] = "wkv7_tiles, wkv7_states, wkv7_chunk",
     [WKV7_TOKENS] = "wkv7_tokens",
     [POOL_ROWS] = "pool_rows",
     [POOL_LONG] = "pool_long",
@@ -115,8 +117,15 @@ enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece)
     return N == 64 ? WKV_64 : WKV_PLAIN;
 }
 
-enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, int N) {
-    return N == 64 && dtype == BF16 && gpu->code >= 80 ? WKV7_CHUNK : WKV7_TOKENS;
+enum walk7 route_walk7(int H, int T, int piece) {
+    if (route_is_long(piece) && piece > MOST_FOR_FOUR_WARPS * H) return STATES_AHEAD;
+    return route_is_few(T) || piece > MOST_FOR_TWO_WARPS * H ? FOUR_WARPS : TWO_WARPS;
+}
+
+enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, const struct dims *d, int T, int piece) {
+    const enum kernel kernels[] = {
+        [STATES_AHEAD] = WKV7_STATES, [FOUR_WARPS] = WKV7_CHUNK_WIDE, [TWO_WARPS] = WKV7_CHUNK};
+    return d->N == 64 && dtype == BF16 && gpu->code >= 80 ? kernels[route_walk7(d->H, T, piece)] : WKV7_TOKENS;
 }
 
 enum kernel route_pool(int piece) {

@@ -20,7 +20,10 @@
  *                           wkv_64                      heads of 64 otherwise; up_rows has made the decay
  *                           wkv_plain                   other heads; likewise
  *   RWKV-7: low ranks       activate_low                always; then products
- *   RWKV-7: wkv             wkv7_chunk                  Ampere's code, bfloat16, heads of 64
+ *   RWKV-7: wkv             wkv7_chunk                  Ampere's code, bfloat16, heads of 64: two warps a head, or four
+ *                                                       where a piece has more than 10 tokens for each head of the model,
+ *                                                       and in passes of few rows
+ *                           wkv7_tiles, wkv7_states     before it where a piece is long and has more than 96 for each head
  *                           wkv7_tokens                 else
  *   pool                    pool_rows                   pieces that are not long
  *                           pool_long                   long ones
@@ -40,6 +43,9 @@ extern "C" {
 
 enum { FEW_ROWS = 256 };   /* a pass of up to so many rows is bound by reading weights */
 enum { LONG_PIECE = 512 }; /* tokens: a longer piece of a sequence leaves much of the device idle if walked in order */
+/* Tokens of a piece for each head, beyond which RWKV-7's kernels of so many warps a head of a piece leave the device idle
+ * in a pass of full size: the longer pieces are, the fewer. */
+enum { MOST_FOR_TWO_WARPS = 10, MOST_FOR_FOUR_WARPS = 96 };
 enum { ROWS_SIDE_BY_SIDE = 4 }; /* a multiprocessor's rows up to which each has a block of its own */
 enum { STEP_INPUTS = 64, WGMMA_OUTPUTS = 256 };
 enum { MOST_SHIFT_RANK = 64, MOST_DECAY_RANK = 128 };
@@ -67,6 +73,8 @@ enum kernel {
     WKV_64,
     WKV_PLAIN,
     WKV7_CHUNK,
+    WKV7_CHUNK_WIDE,
+    WKV7_STATES,
     WKV7_TOKENS,
     POOL_ROWS,
     POOL_LONG,
@@ -90,7 +98,10 @@ enum kernel route_product(const struct gpu *gpu, enum dtype dtype, const struct 
 enum kernel route_lerps(const struct gpu *gpu, enum dtype dtype, int C, int rank);
 bool route_is_long(int piece); /* tokens of a piece */
 enum kernel route_wkv(const struct gpu *gpu, enum dtype dtype, int N, int piece);
-enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, int N);
+/* How RWKV-7 walks along a piece in a pass of T rows. */
+enum walk7 { STATES_AHEAD, FOUR_WARPS, TWO_WARPS };
+enum walk7 route_walk7(int H, int T, int piece);
+enum kernel route_wkv7(const struct gpu *gpu, enum dtype dtype, const struct dims *dims, int T, int piece);
 enum kernel route_pool(int piece);
 
 /* The route of a pass of T rows of RWKV-6 whose longest piece has so many tokens: a line a step, "step: kernel". Writes as

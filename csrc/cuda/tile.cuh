@@ -10,6 +10,7 @@
 
 enum { HEAD = 64, TILE = 16 };
 typedef bf16 rows16[TILE][HEAD];
+typedef float rows32[TILE][HEAD];
 
 static __device__ __forceinline__ constexpr int mix16(int row) {
     return (row & 7) * 16;

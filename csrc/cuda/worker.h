@@ -32,6 +32,7 @@ struct meta {
     const int *before, *total, *skip, *from, *to; /* [S] */
     const struct unit *units;                     /* first those of the long pieces */
     const struct long_piece *long_pieces;
+    const int *order; /* [S] pieces by how RWKV-7 walks along them: enum walk7 */
 };
 enum { NO_PAST = -1, FROM_SLOT = -2, FROM_INTERIM = -2, HEAD_INTS = 4 };
 
@@ -68,8 +69,10 @@ struct worker {
     struct allocation *allocations;
     struct pass pass;
     struct {
-        int T, S, units;             /* what launches are sized for: the pass's own numbers, or its bucket's */
-        int long_pieces, long_units; /* none in a bucket: a pass of few rows has none */
+        int T, S, units;               /* what launches are sized for: the pass's own numbers, or its bucket's */
+        int long_pieces, long_units;   /* none in a bucket: a pass of few rows has none */
+        int ahead_pieces, ahead_units; /* of these, the first: whose states go ahead in RWKV-7 */
+        int four_warps;                /* pieces, in the order after those */
     } grid;
     struct meta meta;
     int *numbers;  /* device, what meta points into */

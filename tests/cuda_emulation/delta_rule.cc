@@ -1,5 +1,6 @@
-/* RWKV-7's delta rule on the emulator: wkv7_chunk against the recurrence in double, over the pieces of one pass, and each
- * piece cut in two and on its own, as bytes. Arguments are the lengths of the pieces. */
+/* RWKV-7's delta rule on the emulator: wkv7_chunk against the recurrence in double, over the pieces of one pass; all pieces
+ * by two warps a head, by four, and each piece cut in two and on its own, as bytes. Arguments are the lengths of the
+ * pieces. */
 #include "emulate.h"
 
 #include <stdio.h>
@@ -14,6 +15,9 @@ enum { H = 2, N = 64, C = H * N, CUT = 64 };
 
 enum status cuda_status(struct device *, cudaError_t status, const char *, struct error *) {
     return status == cudaSuccess ? OK : DEVICE_FAILED;
+}
+enum status device_usable(const struct device *, struct error *) {
+    return OK;
 }
 enum status low_ranks_up(struct worker *, const struct wkv7 *, void *, struct error *) {
     return OK; /* their sums are the test's own */
@@ -47,24 +51,36 @@ struct inputs {
     }
 };
 
-/* Runs rows `first` to `last` as one pass of pieces that start at `start`, with slots of their own. */
-static std::vector<bf16> run(inputs &in, int layer, const std::vector<int> &start, const std::vector<int> &from,
-                             const std::vector<int> &to, std::vector<float> &slots) {
+enum way { ROUTED, BY_TWO_WARPS, BY_FOUR_WARPS };
+
+/* Runs the rows of the pieces that start at `start` as one pass, with slots of their own; `in` is a copy to be used up. */
+static std::vector<bf16> run(inputs in, int layer, const std::vector<int> &start, const std::vector<int> &from,
+                             const std::vector<int> &to, std::vector<float> &slots, enum way way, int *ahead = NULL) {
     const size_t at = (size_t)start[0] * C;
-    const int S = (int)start.size() - 1;
-    std::vector<bf16> out((size_t)(start[S] - start[0]) * C);
-    std::vector<int> rows;
+    const int S = (int)start.size() - 1, T = start[S] - start[0];
+    std::vector<bf16> out((size_t)T * C);
+    std::vector<float> low((size_t)T * C), temp((size_t)T * C / 2);
+    std::vector<int> rows, ids((size_t)T), none((size_t)S), numbers(number_bytes(T, S) / sizeof(int)), staged = numbers;
     for (int s : start) rows.push_back(s - start[0]);
-    const int head[HEAD_INTS] = {rows[S], S, 0, S};
     struct device device = {};
     struct worker worker = {};
+    struct pass pass = {};
+    bool replay;
     device.dims.L = 1, device.dims.C = C, device.dims.H = H, device.dims.N = N;
     device.in = device.out = BF16;
     device.gpu = {90, 90, 0, 132};
     worker.dev = &device;
-    worker.grid.T = rows[S], worker.grid.S = S;
-    worker.meta.head = head, worker.meta.start = rows.data();
-    worker.meta.from = from.data(), worker.meta.to = to.data();
+    worker.rows = T, worker.sequences = S;
+    worker.numbers = numbers.data(), worker.low = low.data(), worker.temp = temp.data();
+    for (struct flight &f : worker.flights) f.staged = staged.data();
+    pass.T = T, pass.S = S, pass.ids = ids.data(), pass.start = rows.data();
+    pass.before = pass.total = pass.skip = none.data();
+    pass.from = from.data(), pass.to = to.data();
+    struct error e;
+    if (cuda_begin(&worker, &pass, &replay, &e) != OK) abort();
+    if (ahead) *ahead = worker.grid.ahead_pieces;
+    if (way != ROUTED) worker.grid.ahead_pieces = worker.grid.ahead_units = 0;
+    if (way != ROUTED) worker.grid.four_warps = way == BY_FOUR_WARPS ? worker.grid.S : 0;
     auto vector = [](std::vector<float> &a) { return weight{a.data(), C * sizeof(float), VECTOR, 1, C, 1, 1}; };
     const struct weight w0 = vector(in.w0), a0 = vector(in.a0), v0 = vector(in.v0), k_k = vector(in.k_k),
                         k_a = vector(in.k_a), r_k = vector(in.r_k), weight = vector(in.weight), bias = vector(in.bias);
@@ -78,7 +94,6 @@ static std::vector<bf16> run(inputs &in, int layer, const std::vector<int> &star
     a.layer = layer;
     /* one layer's states, whichever it is */
     a.states = slots.data() - (size_t)layer * C * N, a.out = out.data();
-    struct error e;
     if (cuda_wkv7(&worker, &a, &e) != OK) abort();
     return out;
 }
@@ -137,8 +152,9 @@ int main(int count, char **lengths) {
         std::vector<int> from((size_t)S, -1), to((size_t)S, -1);
         std::vector<float> slots = random_floats((size_t)3 * C * N, 0.3f, 0), again = slots;
         const std::vector<float> given = slots;
+        int ahead;
         from[0] = 0, to[S - 1] = 1; /* the first goes on from a state, the last leaves one */
-        const std::vector<bf16> out = run(in, layer, start, from, to, slots);
+        const std::vector<bf16> out = run(in, layer, start, from, to, slots, ROUTED, &ahead);
         double off = 0, all = 0;
         for (int s = 0; s < S; s++)
             for (int h = 0; h < H; h++) {
@@ -167,14 +183,21 @@ int main(int count, char **lengths) {
             const std::vector<int> whole = {start[s], start[s + 1]}, head = {start[s], cut}, tail = {cut, start[s + 1]};
             std::vector<bf16> alone;
             if (cut > start[s]) {
-                alone = run(in, layer, head, {from[s]}, {2}, again);
-                const std::vector<bf16> rest = run(in, layer, tail, {2}, {to[s]}, again);
+                alone = run(in, layer, head, {from[s]}, {2}, again, ROUTED);
+                const std::vector<bf16> rest = run(in, layer, tail, {2}, {to[s]}, again, ROUTED);
                 alone.insert(alone.end(), rest.begin(), rest.end());
-            } else alone = run(in, layer, whole, {from[s]}, {to[s]}, again);
+            } else alone = run(in, layer, whole, {from[s]}, {to[s]}, again, ROUTED);
             same = same && !memcmp(alone.data(), &out[(size_t)start[s] * C], alone.size() * sizeof(bf16));
         }
         same = same && !memcmp(&slots[C * N], &again[C * N], C * N * sizeof(float));
         printf("cut and alone: %s\n", same ? "same" : "DIFFERS");
+        for (enum way way : {BY_TWO_WARPS, BY_FOUR_WARPS}) {
+            std::vector<float> others = given;
+            const std::vector<bf16> whole = run(in, layer, start, from, to, others, way);
+            same = !memcmp(whole.data(), out.data(), out.size() * sizeof(bf16)) && others == slots;
+            printf("%s warps: %s\n", way == BY_TWO_WARPS ? "two" : "four", same ? "same" : "DIFFERS");
+        }
+        printf("ahead %d\n", ahead);
     }
     return 0;
 }

@@ -34,8 +34,6 @@ struct chunk_args {
 };
 
 /* Rows of 64 floats lie in sixteen parts of 16 bytes, mixed by their row as tile.cuh mixes those in 16 bits. */
-typedef float rows32[TILE][HEAD];
-
 static __device__ __forceinline__ constexpr int mix32(int row) {
     return (row & 1) * 64 + (row & 2) * 16;
 }

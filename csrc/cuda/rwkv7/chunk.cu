@@ -1,423 +1,31 @@
-/* The delta rule of RWKV-7 for heads of 64 in bfloat16: sixteen tokens at a time, on tensor cores.
+/* The delta rule of RWKV-7 by tiles: y, norm, bonus and gate. See chunk.cuh for the equations.
  *
- * Let e_t be the product of decays from the tile's first token to token t, d_t = 1 / |kk_t|, D their diagonal, and
- *   A_t = -kk_t e_(t-1)    B_t = kk_t al_t / e_t    K_t = k_t / e_t    R_t = r_t e_t        rows [16, 64], kk not normed
- * Then with S (value, key) before the tile, and lower() without, lower'() with its diagonal,
- *   P = lower(A K^T) v + A S^T             what the state holds in the directions that are removed
- *   U = X P                                X = D (1 - D lower(A B^T) D)^-1 D: each removal sees those before it
- *   y = lower'(R K^T) v + lower'(R B^T) U + R S^T
- *   S = (S + v^T K + U^T B) diag(e_15)
- * A decay is at least 2^-0.875, so 1 / e stays below 2^14 over a tile and nothing overflows.
- *
- * Two warps own a head of a piece and take 32 tokens a turn. Each makes A, B, K, R and the four matrices between tokens of
- * one tile; then each goes over both tiles with 32 of the values, transposed, so that a product's accumulators are the next
- * one's left operand. S stays in registers in float32. Operands are rounded to bfloat16, and those that are sums are kept
- * in two parts; sums are float32. Tiles are counted from where a run starts a sequence, and a pass cuts at whole tiles. */
-#include "launch.cuh"
-#include "rwkv7/delta.cuh"
-#include "tile.cuh"
+ * Two warps own a head of a piece, or four where pieces are longer, and take a tile each a turn: each makes its own, all go
+ * over all of them, and each finishes its own. Of a piece that goes ahead, states.cu has made the tiles and the state
+ * before each part, and all parts run side by side. */
+#include "rwkv7/chunk.cuh"
 
-enum { GROUP = 4 }; /* tokens whose rows are read before any is written */
-enum { WARPS = 2, THREADS = 32 * WARPS, TURN = WARPS * TILE };
-enum { BLOCKS = 6 };  /* a multiprocessor: what shared memory has room for */
-enum { STRIDE = 20 }; /* floats of a row of a matrix between tokens */
-enum { PARTS = 2 };   /* of an operand that is a sum: its bfloat16, and what that leaves */
-typedef float rows32[TILE][HEAD];
+enum { WARPS_A_MULTIPROCESSOR = 12 }; /* what shared memory has room for */
 
-/* A matrix between tokens [t, s] as an operand: four quarters, of which that above the diagonal is zero. */
-typedef uint4 fragments[PARTS][32];
-
-struct shared {
-    struct tile {
-        rows16 r, k, v, away, back; /* R, K, v, A and B; at first r, k, v, the rate and the value's blend */
-        union {
-            rows16 v_first;
-            struct {
-                fragments solve, reads_removed; /* X, lower'(R B^T) */
-            };
-        };
-        union {
-            rows32 decay; /* its low rank's sum, on its way to the exponents */
-            rows32 y;
-            float between[2][TILE][STRIDE]; /* lower(A B^T) transposed; X */
-        };
-        fragments removes_written, reads_written; /* lower(A K^T), lower'(R K^T) */
-        float total[HEAD];                        /* e_15 */
-        float bonus[TILE], scale[TILE];           /* sum over the head of r k r_k; d */
-    } tile[WARPS];
-};
-
-/* ---- loading ----------------------------------------------------------------------------------------------------- */
-
-static __device__ __forceinline__ void send_rows(rows16 &to, const void *from, size_t at, int C, int count) {
-    const int lane = threadIdx.x % 32, part = lane % 8, row = lane / 8; /* four tokens at a time */
-    const bf16 *p = (const bf16 *)from + at + part * 8;
-#pragma unroll
-    for (int t = row; t < TILE; t += 4) {
-        bool there = t < count;
-        copy16_or_zeros(shared_address(&to) + t * 128 + (part * 16 ^ mix16(t)), there ? p + (size_t)t * C : p, there);
-    }
-}
-
-static __device__ __forceinline__ void send_decay(rows32 &to, const float *from, size_t at, int C, int count) {
-    const int lane = threadIdx.x % 32, part = lane % 16, row = lane / 16; /* two tokens at a time */
-    const float *p = from + at + part * 4;
-#pragma unroll
-    for (int t = row; t < TILE; t += 2) {
-        bool there = t < count;
-        copy16_or_zeros(shared_address(&to[t][part * 4]), there ? p + (size_t)t * C : p, there);
-    }
-}
-
-/* A warp sends for its tile of `count` tokens; `at` is the head's first column in the first. What stands past them is 0. */
-static __device__ __forceinline__ void send_tile(struct shared::tile *m, const struct wkv7_args &a, size_t at,
-                                                 int count) {
+/* A warp sends for a tile that was made ahead. */
+static __device__ __forceinline__ void send_made(struct tile *m, const struct wkv7_args &a, size_t at, int count,
+                                                 const struct made *made) {
     send_rows(m->r, a.r, at, a.C, count);
     send_rows(m->k, a.k, at, a.C, count);
     send_rows(m->v, a.v, at, a.C, count);
     send_rows(m->away, a.rate, at, a.C, count);
-    send_decay(m->decay, a.decay, at, a.C, count);
-    if (!a.value) return;
-    send_rows(m->back, a.value, at, a.C, count);
-    send_rows(m->v_first, a.v_first, at, a.C, count);
-}
-
-/* ---- rows: a lane has two columns, and walks over the tokens --------------------------------------------------------- */
-
-static __device__ __forceinline__ float sigmoid_approx(float a) { /* 2^-12, an eighth of what its bfloat16 rounds to */
-    return __fmaf_rn(0.5f, tanh_approx(0.5f * a), 0.5f);
-}
-static __device__ __forceinline__ float2 load2(const float *p) {
-    return __ldg((const float2 *)p + threadIdx.x % 32);
-}
-static __device__ __forceinline__ float blend(float v, float first, float a) {
-    return __fmaf_rn(first - v, sigmoid_approx(a), v);
-}
-
-/* v += (v_first - v) sigmoid(v0 + value) */
-static __device__ __forceinline__ void blend_values(struct shared::tile *m, const struct wkv7_args &a, int column) {
-    const float2 v0 = load2(a.v0 + column);
-    const int vs = offset(m, m->v), values = offset(m, m->back), firsts = offset(m, m->v_first);
-#pragma unroll
-    for (int t = 0; t < TILE; t += GROUP) {
-        float2 v[GROUP], first[GROUP], d[GROUP];
-#pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            v[i] = unpack(pair(m, vs, t + i));
-            first[i] = unpack(pair(m, firsts, t + i));
-            d[i] = unpack(pair(m, values, t + i));
-        }
-#pragma unroll
-        for (int i = 0; i < GROUP; i++)
-            pair(m, vs, t + i) =
-                pack2<bf16>(blend(v[i].x, first[i].x, v0.x + d[i].x), blend(v[i].y, first[i].y, v0.y + d[i].y));
-    }
-}
-
-/* A, B, K and R in place, and what a token's columns sum to. Tokens from `count` on are zero and do not decay. Tokens go by
- * in groups, as no load passes a store: else each would wait for the one before. */
-static __device__ __forceinline__ void make_rows(struct shared::tile *m, const struct wkv7_args &a, int column,
-                                                 int count) {
-    const int lane = threadIdx.x % 32, rs = offset(m, m->r), ks = offset(m, m->k), as = offset(m, m->away),
-              bs = offset(m, m->back);
-    const float2 w0 = load2(a.w0 + column), a0 = load2(a.a0 + column), k_k = load2(a.k_k + column),
-                 k_a = load2(a.k_a + column), r_k = load2(a.r_k + column);
-    float2 exponent = make_float2(0, 0), before = make_float2(1, 1); /* of the decay so far; that before the token */
-    float squares[TILE], bonus[TILE];
-#pragma unroll
-    for (int t = 0; t < TILE; t += GROUP) {
-        uint32_t r[GROUP], k[GROUP], rate[GROUP];
-        float2 d[GROUP];
-#pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            r[i] = pair(m, rs, t + i), k[i] = pair(m, ks, t + i), rate[i] = pair(m, as, t + i);
-            d[i] = *(const float2 *)&m->decay[t + i][2 * lane];
-        }
-#pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            const bool there = t + i < count;
-            exponent.x += there ? decay_exponent(w0.x + d[i].x) : 0;
-            exponent.y += there ? decay_exponent(w0.y + d[i].y) : 0;
-            d[i] = exponent;
-        }
-#pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            const float2 write = unpack(k[i]), read = unpack(r[i]), add = unpack(rate[i]);
-            const float2 al = make_float2(sigmoid_approx(a0.x + add.x), sigmoid_approx(a0.y + add.y));
-            const float2 kk = times(write, k_k), key = make_float2(write.x * __fmaf_rn(al.x - 1.0f, k_a.x, 1.0f),
-                                                                   write.y * __fmaf_rn(al.y - 1.0f, k_a.y, 1.0f));
-            const float2 decay = make_float2(exp2_fast(d[i].x), exp2_fast(d[i].y));
-            const float2 grow = make_float2(exp2_fast(-d[i].x), exp2_fast(-d[i].y));
-            squares[t + i] = __fmaf_rn(kk.x, kk.x, __fmul_rn(kk.y, kk.y));
-            bonus[t + i] = __fmaf_rn(read.x * key.x, r_k.x, __fmul_rn(read.y * key.y, r_k.y));
-            pair(m, rs, t + i) = pack(times(read, decay));
-            pair(m, ks, t + i) = pack(times(key, grow));
-            pair(m, as, t + i) = pack2<bf16>(-kk.x * before.x, -kk.y * before.y);
-            pair(m, bs, t + i) = pack(times(times(kk, al), grow));
-            before = decay;
-        }
-    }
-    *(float2 *)&m->total[2 * lane] = before;
-    const float length = sqrtf(sum_tokens<TILE>(squares)), sum = sum_tokens<TILE>(bonus);
-    if (lane % 2) return; /* lanes 2 t and 2 t + 1 hold the sums of token t */
-    m->scale[lane / 2] = 1.0f / fmaxf(length, 1e-12f);
-    m->bonus[lane / 2] = sum;
-}
-
-/* ---- matrices between tokens ----------------------------------------------------------------------------------------- */
-
-/* Element i of a quarter: its row and column. */
-struct place {
-    int t, s;
-};
-static __device__ __forceinline__ struct place place_of(int right, int i) {
-    const int lane = threadIdx.x % 32;
-    return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2 + 8 * right};
-}
-
-/* What lies on and below the diagonal, or below it alone. */
-static __device__ __forceinline__ void cut(float a[2][4], bool diagonal) {
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const struct place p = place_of(n, i);
-            if (p.s > p.t || (p.s == p.t && !diagonal)) a[n][i] = 0;
-        }
-}
-
-/* As an operand whose rows are the result's columns. */
-static __device__ __forceinline__ void keep(fragments &to, const float a[2][4]) {
-    uint4 high, low;
-    pack_parts(a[0][0], a[0][1], &high.x, &low.x);
-    pack_parts(a[1][0], a[1][1], &high.y, &low.y);
-    pack_parts(a[0][2], a[0][3], &high.z, &low.z);
-    pack_parts(a[1][2], a[1][3], &high.w, &low.w);
-    to[0][threadIdx.x % 32] = high;
-    to[1][threadIdx.x % 32] = low;
-}
-
-/* X from lower(A B^T), by forward substitution: a lane has a column of the inverse. */
-static __device__ __forceinline__ void solve(struct shared::tile *m, float a[2][4]) {
-    const int lane = threadIdx.x % 32, column = lane % 16;
-    float (*matrix)[STRIDE] = m->between[0], (*result)[STRIDE] = m->between[1], x[TILE], part[2][4];
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const struct place p = place_of(n, i);
-            matrix[p.s][p.t] = m->scale[p.t] * m->scale[p.s] * a[n][i];
-        }
-    __syncwarp();
-#pragma unroll
-    for (int t = 0; t < TILE; t++) x[t] = t == column;
-#pragma unroll
-    for (int s = 0; s < TILE - 1; s++)
-#pragma unroll
-        for (int t = s / 4 * 4; t < TILE; t += 4) { /* what stands at and above the diagonal is zero */
-            const float4 f = *(const float4 *)&matrix[s][t];
-            if (t > s) x[t] = __fmaf_rn(f.x, x[s], x[t]);
-            if (t + 1 > s) x[t + 1] = __fmaf_rn(f.y, x[s], x[t + 1]);
-            if (t + 2 > s) x[t + 2] = __fmaf_rn(f.z, x[s], x[t + 2]);
-            if (t + 3 > s) x[t + 3] = __fmaf_rn(f.w, x[s], x[t + 3]);
-        }
-    if (lane < TILE)
-#pragma unroll
-        for (int t = 0; t < TILE; t++) result[t][lane] = m->scale[t] * x[t] * m->scale[lane];
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) part[n][i] = result[place_of(n, i).t][place_of(n, i).s];
-    keep(m->solve, part);
-}
-
-static __device__ __forceinline__ void make_matrices(struct shared::tile *m) {
-    float removes_removed[2][4] = {}, removes_written[2][4] = {}, reads_removed[2][4] = {}, reads_written[2][4] = {};
-#pragma unroll
-    for (int s = 0; s < HEAD / 16; s++) {
-        uint32_t away[4], r[4], back[4], k[4];
-        block<LEFT>(away, m->away, s);
-        block<LEFT>(r, m->r, s);
-        block<RIGHT>(back, m->back, s);
-        block<RIGHT>(k, m->k, s);
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            multiply(removes_removed[n], away, back[2 * n], back[2 * n + 1]);
-            multiply(removes_written[n], away, k[2 * n], k[2 * n + 1]);
-            multiply(reads_removed[n], r, back[2 * n], back[2 * n + 1]);
-            multiply(reads_written[n], r, k[2 * n], k[2 * n + 1]);
-        }
-    }
-    cut(removes_removed, false);
-    cut(removes_written, false);
-    cut(reads_removed, true);
-    cut(reads_written, true);
-    keep(m->removes_written, removes_written);
-    keep(m->reads_written, reads_written);
-    keep(m->reads_removed, reads_removed);
-    solve(m, removes_removed);
-}
-
-/* A warp makes its tile: what the turn needs of it besides the state. */
-static __device__ __forceinline__ void make_tile(struct shared::tile *m, const struct wkv7_args &a, int column,
-                                                 int count) {
-    if (a.value) blend_values(m, a, column);
-    make_rows(m, a, column, count);
-    __syncwarp();
-    make_matrices(m);
-}
-
-/* ---- y and the state: 32 values by 16 tokens, or by all keys ------------------------------------------------------------ */
-
-/* s[i][j]: values 16 i + lane/4 (+ 8) of this warp, keys 8 j + 2 (lane%4) (+ 1). */
-struct head_state {
-    float s[2][8][4];
-};
-/* c[i][n]: the same values, tokens 8 n + 2 (lane%4) (+ 1). */
-struct by_token {
-    float c[2][2][4];
-};
-struct left {
-    uint32_t high[2][4], low[2][4];
-};
-
-/* Two neighbouring accumulators as a left operand, in two parts. */
-static __device__ __forceinline__ void pack_left(uint32_t high[4], uint32_t low[4], const float a[4],
-                                                 const float b[4]) {
-    pack_parts(a[0], a[1], &high[0], &low[0]);
-    pack_parts(a[2], a[3], &high[1], &low[1]);
-    pack_parts(b[0], b[1], &high[2], &low[2]);
-    pack_parts(b[2], b[3], &high[3], &low[3]);
-}
-static __device__ __forceinline__ void pack_left(struct left &to, const struct by_token &from) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) pack_left(to.high[i], to.low[i], from.c[i][0], from.c[i][1]);
-}
-
-/* sum += a m^T, m a matrix between tokens. */
-static __device__ __forceinline__ void add(struct by_token &sum, const uint32_t a[2][4], const uint4 &m) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        multiply(sum.c[i][0], a[i], m.x, m.y);
-        multiply(sum.c[i][1], a[i], m.z, m.w);
-    }
-}
-static __device__ __forceinline__ void add_exact(struct by_token &sum, const uint32_t a[2][4], const fragments &m) {
-    add(sum, a, m[0][threadIdx.x % 32]);
-    add(sum, a, m[1][threadIdx.x % 32]);
-}
-static __device__ __forceinline__ void add_parts(struct by_token &sum, const struct left &a, const fragments &m) {
-    add(sum, a.high, m[0][threadIdx.x % 32]);
-    add(sum, a.low, m[0][threadIdx.x % 32]);
-    add(sum, a.high, m[1][threadIdx.x % 32]);
-}
-
-/* held += S A^T, y += S R^T */
-static __device__ __forceinline__ void add_state(struct by_token &held, struct by_token &y,
-                                                 const struct head_state &state, const struct shared::tile *m) {
-#pragma unroll
-    for (int s = 0; s < HEAD / 16; s++) {
-        uint32_t away[4], r[4];
-        block<RIGHT>(away, m->away, s);
-        block<RIGHT>(r, m->r, s);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t high[4], low[4];
-            pack_left(high, low, state.s[i][2 * s], state.s[i][2 * s + 1]);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                multiply(held.c[i][n], high, away[2 * n], away[2 * n + 1]);
-                multiply(held.c[i][n], low, away[2 * n], away[2 * n + 1]);
-                multiply(y.c[i][n], high, r[2 * n], r[2 * n + 1]);
-            }
-        }
-    }
-}
-
-/* S = (S + v^T K + U^T B) diag(e_15) */
-static __device__ __forceinline__ void step_state(struct head_state &state, const uint32_t v[2][4],
-                                                  const struct left &removed, const struct shared::tile *m) {
-#pragma unroll
-    for (int j = 0; j < HEAD / 16; j++) {
-        uint32_t k[4], back[4];
-        block<TRANSPOSED>(k, m->k, j);
-        block<TRANSPOSED>(back, m->back, j);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float2 d = *(const float2 *)&m->total[8 * (2 * j + h) + threadIdx.x % 4 * 2];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float *s = state.s[i][2 * j + h];
-                multiply(s, v[i], k[2 * h], k[2 * h + 1]);
-                multiply(s, removed.high[i], back[2 * h], back[2 * h + 1]);
-                multiply(s, removed.low[i], back[2 * h], back[2 * h + 1]);
-                s[0] = __fmul_rn(s[0], d.x);
-                s[1] = __fmul_rn(s[1], d.y);
-                s[2] = __fmul_rn(s[2], d.x);
-                s[3] = __fmul_rn(s[3], d.y);
-            }
-        }
-    }
-}
-
-static __device__ __forceinline__ int y_at(int t,
-                                           int value) { /* in bytes: eight values of four tokens meet all banks */
-    return t * 256 + (value * 4 ^ (t / 2 & 3) * 32);
-}
-static __device__ __forceinline__ void store_y(struct shared::tile *m, const struct by_token &y, int half) {
-    const int lane = threadIdx.x % 32, ys = offset(m, m->y);
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                at<float>(m, ys + y_at(8 * n + lane % 4 * 2 + e % 2, 32 * half + 16 * i + lane / 4 + e / 2 * 8)) =
-                    y.c[i][n][e];
-}
-
-/* y of a tile for this warp's values; then the state, if it is to be kept. `started`: it is not zero. */
-static __device__ __forceinline__ void pass_tile(struct shared::tile *m, struct head_state &state, int half,
-                                                 bool started, bool kept) {
-    uint32_t v[2][4];
-    struct by_token held = {}, removed = {}, y = {};
-    struct left parts;
-#pragma unroll
-    for (int i = 0; i < 2; i++) block<TRANSPOSED_LEFT>(v[i], m->v, 2 * half + i);
-    if (started) add_state(held, y, state, m);
-    add_exact(held, v, m->removes_written);
-    add_exact(y, v, m->reads_written);
-    pack_left(parts, held);
-    add_parts(removed, parts, m->solve);
-    pack_left(parts, removed);
-    add_parts(y, parts, m->reads_removed);
-    if (kept) step_state(state, v, parts, m);
-    store_y(m, y, half);
-}
-
-/* Reads or writes a state (value, key). */
-template <bool SAVE> static __device__ __forceinline__ void move_state(struct head_state &state, float *slot) {
-    const int lane = threadIdx.x % 32, half = threadIdx.x / 32;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float *s = state.s[i][j] + 2 * h;
-                float2 *there =
-                    (float2 *)(slot + (32 * half + 16 * i + lane / 4 + 8 * h) * HEAD + 8 * j + lane % 4 * 2);
-                if (SAVE) *there = make_float2(s[0], s[1]);
-                else s[0] = there->x, s[1] = there->y;
-            }
+    send_rows(m->back, a.back, at, a.C, count);
+    send_bytes(m->solve, made->solve, sizeof m->solve);
+    send_bytes(m->removes_written, made->removes_written, sizeof m->removes_written);
+    send_bytes(m->total, made->total, sizeof m->total);
+    send_bytes(m->bonus, made->bonus, sizeof m->bonus);
 }
 
 /* ---- norm, bonus and gate --------------------------------------------------------------------------------------------- */
 
 /* out = (GroupNorm(y) weight + bias + bonus v) gate: eight lanes a token, eight values a lane. */
-static __device__ __forceinline__ void store_tile(struct shared::tile *m, const struct wkv7_args &a, size_t first,
-                                                  int column, int count) {
+static __device__ __forceinline__ void store_tile(struct tile *m, const struct wkv7_args &a, size_t first, int column,
+                                                  int count) {
     const int lane = threadIdx.x % 32, part = lane % 8, ys = offset(m, m->y), vs = offset(m, m->v);
     float weight[8], bias[8];
     uint4 gate[4];
@@ -458,41 +66,85 @@ static __device__ __forceinline__ void store_tile(struct shared::tile *m, const 
     }
 }
 
-/* ---- a piece ------------------------------------------------------------------------------------------------------- */
+/* ---- a piece, or a part ---------------------------------------------------------------------------------------------- */
 
-static __global__ void __launch_bounds__(THREADS, BLOCKS) wkv7_chunk(const struct wkv7_args a) {
-    if (!AMPERE_CODE) return;
-    __shared__ __align__(256) struct shared m;
-    const int piece = blockIdx.x / a.H, column = (int)blockIdx.x % a.H * HEAD, warp = threadIdx.x / 32;
-    let_next_kernel_start();
-    wait_for_kernels_before();
-    if (piece >= a.meta.head[1]) return;
-    const int first = a.meta.start[piece], last = a.meta.start[piece + 1];
-    const int from = a.meta.from[piece], to = a.meta.to[piece];
-    bool started = from >= 0;
-    struct head_state state = {};
-    if (started) move_state<false>(state, a.slots + (size_t)from * a.slot_stride + (size_t)column * HEAD);
+static __device__ __forceinline__ float *state_of(const struct wkv7_args &a, int from, int column) {
+    float *states =
+        from >= 0 ? a.slots + (size_t)from * a.slot_stride : a.interim + (size_t)(FROM_INTERIM - from) * a.C * HEAD;
+    return states + (size_t)column * HEAD;
+}
+
+/* MADE: a part, whose tiles are made; else a piece, the tiles of which are made here. `number`: of the part. */
+template <int WARPS, bool MADE>
+static __device__ __forceinline__ void run_unit(struct tile *tiles, const struct wkv7_args &a, const struct unit &p,
+                                                int number, int column) {
+    constexpr int TURN = WARPS * TILE, ROWS = HEAD / 16 / WARPS;
+    const int warp = threadIdx.x / 32;
+    struct tile *own = &tiles[warp];
+    bool started = p.from != NO_PAST;
+    struct head_state<ROWS> state = {};
+    if (started) move_state<false>(state, state_of(a, p.from, column), warp);
 #pragma unroll 1
-    for (int t = first; t < last; t += TURN) {
-        const int count = min(TURN, last - t), mine = min(TILE, count - TILE * warp);
+    for (int t = p.first; t < p.last; t += TURN) {
+        const int count = min(TURN, p.last - t), mine = min(TILE, count - TILE * warp);
         const size_t here = (size_t)(t + TILE * warp) * a.C + column;
-        if (mine > 0) send_tile(&m.tile[warp], a, here, mine);
+        const int tile_number = number * (PART / TILE) + (t - p.first) / TILE + warp;
+        if (mine > 0 && MADE) send_made(own, a, here, mine, a.made + (size_t)tile_number * a.H + column / HEAD);
+        if (mine > 0 && !MADE) send_tile(own, a, here, mine);
         copies_wait_all();
         __syncwarp();
-        if (mine > 0) make_tile(&m.tile[warp], a, column, mine);
+        if (mine > 0 && MADE) make_matrices<false, true>(own);
+        if (mine > 0 && !MADE) make_tile<true>(own, a, column, mine);
         __syncthreads();
 #pragma unroll 1
         for (int tile = 0; tile * TILE < count; tile++, started = true)
-            pass_tile(&m.tile[tile], state, warp, started, to >= 0 || t + (tile + 1) * TILE < last);
+            pass_tile<true>(&tiles[tile], &tiles[tile], state, warp, started,
+                            p.to >= 0 || t + (tile + 1) * TILE < p.last);
         __syncthreads();
-        if (mine > 0) store_tile(&m.tile[warp], a, here, column, mine);
+        if (mine > 0) store_tile(own, a, here, column, mine);
         __syncwarp();
     }
-    if (to >= 0) move_state<true>(state, a.slots + (size_t)to * a.slot_stride + (size_t)column * HEAD);
+    if (p.to >= 0) move_state<true>(state, state_of(a, p.to, column), warp);
+}
+
+/* Pieces by their order from the `skipped`-th on; or parts. */
+template <int WARPS, bool MADE>
+static __global__ void __launch_bounds__(32 * WARPS, WARPS_A_MULTIPROCESSOR / WARPS)
+    wkv7_chunk(const struct wkv7_args a, int skipped) {
+    if (!AMPERE_CODE) return;
+    struct tile *tiles = (struct tile *)dynamic_shared();
+    const int number = blockIdx.x / a.H + skipped, column = (int)blockIdx.x % a.H * HEAD;
+    let_next_kernel_start();
+    wait_for_kernels_before();
+    if (MADE) {
+        const struct unit part = a.meta.units[number];
+        run_unit<WARPS, true>(tiles, a, part, number, column);
+    } else if (number < a.meta.head[1]) {
+        const int n = a.meta.order[number];
+        const struct unit piece = {a.meta.start[n], a.meta.start[n + 1], a.meta.from[n], a.meta.to[n]};
+        run_unit<WARPS, false>(tiles, a, piece, 0, column);
+    }
+}
+
+/* ---- running --------------------------------------------------------------------------------------------------------- */
+
+template <int WARPS, bool MADE>
+static cudaError_t launch(const struct worker *w, const struct wkv7_args &a, int skipped, int count) {
+    constexpr int bytes = WARPS * sizeof(struct tile);
+    if (!count) return cudaSuccess;
+    auto kernel = wkv7_chunk<WARPS, MADE>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (status != cudaSuccess) return status;
+    return launch_early(overlaps(w), w->stream, kernel, dim3((unsigned)(count * a.H)), 32 * WARPS, bytes, a, skipped);
 }
 
 cudaError_t wkv7_chunk_run(const struct worker *w, const struct wkv7_args *a) {
-    const dim3 grid((unsigned)w->grid.S * (unsigned)a->H);
-    cudaFuncSetAttribute(wkv7_chunk, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-    return launch_early(overlaps(w), w->stream, wkv7_chunk, grid, THREADS, 0, *a);
+    const int ahead = w->grid.ahead_pieces, four = w->grid.four_warps;
+    cudaError_t status = cudaSuccess;
+    if (ahead) status = wkv7_states_run(w, a);
+    if (status == cudaSuccess) status = launch<4, true>(w, *a, 0, w->grid.ahead_units);
+    if (status == cudaSuccess) status = launch<4, false>(w, *a, ahead, four);
+    if (status == cudaSuccess) status = launch<2, false>(w, *a, ahead + four, w->grid.S - ahead - four);
+    return status;
 }

@@ -195,6 +195,7 @@ enum status cuda_wkv7(struct worker *w, const struct wkv7 *a, struct error *e) {
     args.decay = (const float *)a->low[DECAY_LOW].out;
     args.rate = a->low[RATE_LOW].out;
     args.value = a->layer ? a->low[VALUE_LOW].out : NULL;
+    args.back = a->low[VALUE_LOW].out;
     args.gate = a->low[GATE_LOW].out;
     args.w0 = vector_of(a->low[DECAY_LOW].base);
     args.a0 = vector_of(a->low[RATE_LOW].base);
@@ -209,7 +210,9 @@ enum status cuda_wkv7(struct worker *w, const struct wkv7 *a, struct error *e) {
     args.out = a->out;
     args.C = d->C;
     args.H = d->H;
-    if (route_wkv7(&w->dev->gpu, w->dev->in, d->N) == WKV7_CHUNK)
+    args.made = (struct made *)w->low; /* [T, C]: as wide as the decay's low rank up */
+    args.interim = (float *)w->temp;   /* [T, C] in 16 bits: a state for 128 tokens */
+    if (route_wkv7(&w->dev->gpu, w->dev->in, d, w->grid.T, 0) != WKV7_TOKENS)
         return cuda_status(w->dev, wkv7_chunk_run(w, &args), "the delta rule", e);
     if (w->dev->in == BF16) launch<bf16, bf16>(w, args, d->N);
     else if (w->dev->in == F16) launch<half_t, float>(w, args, d->N);
