@@ -153,6 +153,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     [
         (141 << 30, 2 << 30, 53_000, 132, 8448),  # an H200 with room: 64 a multiprocessor
         (15 << 30, 2 << 30, 90_000, 40, 2560),  # a T4
+        (141 << 30, 2 << 30, 18_000, 132, 25344),  # RWKV-7 0.1B: 192 in the same memory
+        (141 << 30, 2 << 30, 24_000, 132, 16896),  # C = 1024: 128
+        (141 << 30, 2 << 30, 1_500, 132, 33792),  # never more than 256
         (1_600_000_000, 1_350_000_000, 53_000, 132, 4608),  # whole tiles that fit in 250 MB
         (1_600_000_000, 1_595_000_000, 53_000, 132, 94),  # less than a tile
         (1_600_000_000, 1_700_000_000, 53_000, 132, 64),  # nothing: let the allocation say so

@@ -6,11 +6,14 @@
 
 #include <stddef.h>
 
-/* Rows that keep every multiprocessor busy with whole tiles several times over, or as many as memory has room for. */
+/* Rows of a pass. Every multiprocessor is to be busy with whole tiles several times over: 64 rows each do that for a model as
+ * wide as Finch-1B6. A narrower model takes more rows in the same 4 MiB each, so that its launches are fewer and long pieces
+ * are more, at most 256. Or as many as memory has room for. */
 static inline int pass_rows(size_t budget, size_t used, size_t bytes_per_row, int multiprocessors) {
-    const size_t per_multiprocessor = 64, least = 64, step = 128;
-    size_t fit = budget > used ? (budget - used) / bytes_per_row : 0;
-    size_t best = per_multiprocessor * (size_t)multiprocessors, rows = fit < best ? fit : best;
+    const size_t room = 4 << 20, tile = 64, most = 256, least = 64, step = 128;
+    size_t each = room / bytes_per_row / tile * tile, fit = budget > used ? (budget - used) / bytes_per_row : 0;
+    each = each < tile ? tile : each < most ? each : most;
+    size_t best = each * (size_t)multiprocessors, rows = fit < best ? fit : best;
     if (rows > step) rows = rows / step * step;
     return (int)(rows < least ? least : rows);
 }

@@ -60,30 +60,55 @@ static __device__ __forceinline__ float *result(const struct pool_args &a, const
     return (p.ends ? a.pooled + (size_t)s * side : a.carry + (1 - a.meta.head[2]) * side) + at;
 }
 
-/* A thread owns four columns of one sequence and adds its rows in order, eight loads ahead. */
+/* A thread owns four columns of one sequence and adds its rows in order. The next eight rows are on their way meanwhile;
+ * past the end the last is read again. Nothing is decided in the loop but how many of them count. */
+template <int POOLING, bool NORMED>
+static __device__ __forceinline__ float4 add_rows(float4 sum, const struct pool_args &a, const struct pooled &p,
+                                                  int c) {
+    const float *x = a.x + c;
+    float4 w = {}, b = {}, next[AHEAD];
+    if (NORMED) {
+        w = *(const float4 *)(a.weight + c);
+        b = *(const float4 *)(a.bias + c);
+    }
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) next[i] = *(const float4 *)(x + (size_t)min(p.first + i, p.last - 1) * a.C);
+    for (int t = p.first; t < p.last; t += AHEAD) {
+        float4 now[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            now[i] = next[i];
+            next[i] = *(const float4 *)(x + (size_t)min(t + AHEAD + i, p.last - 1) * a.C);
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (t + i >= p.last) break;
+            if (NORMED) now[i] = normalise4(now[i], a.stats[t + i], w, b);
+            sum = pool_four(POOLING, sum, now[i], p.position + t + i);
+        }
+    }
+    return sum;
+}
+
+template <bool NORMED>
+static __device__ __forceinline__ float4 add_rows(float4 sum, const struct pool_args &a, const struct pooled &p,
+                                                  int c) {
+    switch (a.pooling) {
+    case POOL_MEAN: return add_rows<POOL_MEAN, NORMED>(sum, a, p, c);
+    case POOL_WEIGHTED: return add_rows<POOL_WEIGHTED, NORMED>(sum, a, p, c);
+    case POOL_MAX: return add_rows<POOL_MAX, NORMED>(sum, a, p, c);
+    default: return add_rows<POOL_LAST, NORMED>(sum, a, p, c);
+    }
+}
+
 static __global__ void __launch_bounds__(POOL_THREADS) pool_rows(const struct pool_args a) {
     int s = blockIdx.x, c = 4 * (blockIdx.y * POOL_THREADS + threadIdx.x);
     let_next_kernel_start();
     wait_for_kernels_before();
     if (s >= a.meta.head[1] || c >= a.C || a.meta.start[s + 1] - a.meta.start[s] > LONG_PIECE) return;
     const struct pooled p = pooled_of(a, s);
-    float4 sum = p.begins ? make_float4(0, 0, 0, 0) : *(const float4 *)carried(a, c), w = sum, b = sum;
-    if (a.stats) {
-        w = *(const float4 *)(a.weight + c);
-        b = *(const float4 *)(a.bias + c);
-    }
-    for (int t = p.first; t < p.last; t += AHEAD) {
-        float4 x[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            if (t + i < p.last) x[i] = *(const float4 *)(a.x + (size_t)(t + i) * a.C + c);
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            if (t + i >= p.last) break;
-            if (a.stats) x[i] = normalise4(x[i], a.stats[t + i], w, b);
-            sum = pool_four(a.pooling, sum, x[i], p.position + t + i);
-        }
-    }
+    float4 sum = p.begins ? make_float4(0, 0, 0, 0) : *(const float4 *)carried(a, c);
+    sum = a.stats ? add_rows<true>(sum, a, p, c) : add_rows<false>(sum, a, p, c);
     float weight = divisor(a, p);
     if (weight)
         sum = make_float4(__fdiv_rn(sum.x, weight), __fdiv_rn(sum.y, weight), __fdiv_rn(sum.z, weight),
@@ -109,16 +134,21 @@ static __device__ __forceinline__ void send_strip(struct strip *to, const struct
         copy_if<8>(&to->stats[threadIdx.x], a.stats + from + threadIdx.x, from + (int)threadIdx.x < last);
 }
 
-/* Adds the rows of a stage, in order. Nothing is decided in the loop: its additions wait for each other alone. */
+/* Adds the rows of a stage, in order. Additions wait for each other alone: nothing is decided between them, and the next
+ * rows are read meanwhile. */
 template <int POOLING, bool NORMED>
 static __device__ __forceinline__ float add_strip(float sum, const struct strip &m, int count, int position, float w,
                                                   float b) {
     int lane = threadIdx.x % STRIP, i = 0;
+    float next[2 * AHEAD];
+#pragma unroll
+    for (int j = 0; j < 2 * AHEAD; j++) next[j] = m.x[j][lane];
     for (; i + 2 * AHEAD <= count; i += 2 * AHEAD) {
         float x[2 * AHEAD];
 #pragma unroll
         for (int j = 0; j < 2 * AHEAD; j++) {
-            x[j] = m.x[i + j][lane];
+            x[j] = next[j];
+            next[j] = m.x[min(i + 2 * AHEAD + j, STAGE - 1)][lane];
             if (NORMED) x[j] = normalise(x[j], m.stats[i + j].x, m.stats[i + j].y, w, b);
         }
 #pragma unroll
