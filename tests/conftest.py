@@ -45,6 +45,27 @@ def instructions(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def device() -> tuple[int, int]:
+    """The GPU's compute capability; a test that asks for it skips where there is none."""
+    from rwkvsts import DeviceError
+    from rwkvsts.device import query_cuda
+
+    try:
+        return query_cuda().capability
+    except DeviceError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(params=["bfloat16", "float16", "float32"])
+def dtype(request: pytest.FixtureRequest, device: tuple[int, int]) -> str:
+    """Each that the GPU has."""
+    if request.param == "bfloat16" and device < (8, 0):
+        pytest.skip("this device has no bfloat16")
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data sets and tiny checkpoints; a test that asks for it skips without."""
     if not DATA.is_dir():

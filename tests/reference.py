@@ -7,7 +7,8 @@ the names of the official .pth files. T tokens, C embedding, H heads, N head siz
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,3 +127,14 @@ def pool(x: np.ndarray, kind: str) -> np.ndarray:
         case "max":
             return x.max(0)
     raise ValueError(kind)
+
+
+def pooled(
+    forward: Callable[[Weights, list[int]], tuple[np.ndarray, Any]],
+    weights: Weights,
+    ids: list[list[int]],
+    kind: str,
+) -> np.ndarray:
+    """Each sequence's rows of every block and of the last norm, pooled: [S, L + 1, C]."""
+    hidden = [forward(weights, sequence)[0] for sequence in ids]
+    return np.stack([[pool(x, kind) for x in h] for h in hidden])

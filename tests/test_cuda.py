@@ -25,7 +25,7 @@ from rwkvsts.data import datasets
 from rwkvsts.device import cuda_facts, cuda_library, cuda_route, query_cuda
 from rwkvsts.study.statistics import cosine, spearman
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
 
 BITS16_ERROR = (2 * (1 - 0.9995)) ** 0.5
 TOLERANCE = {"float32": 1e-4, "bfloat16": BITS16_ERROR, "float16": BITS16_ERROR}
@@ -38,21 +38,6 @@ SIZES: dict[str, dict[str, int]] = {
     "heads of 32, large ranks": {"C": 1056, "N": 32, "F": 64, "R": 64, "D": 128},
     "heads of 128": {"C": 2176, "N": 128, "F": 128, "R": 20, "D": 20, "L": 1},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def device() -> tuple[int, int]:
-    try:
-        return query_cuda().capability
-    except DeviceError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(params=["bfloat16", "float16", "float32"])
-def dtype(request: pytest.FixtureRequest, device: tuple[int, int]) -> str:
-    if request.param == "bfloat16" and device < (8, 0):
-        pytest.skip("this device has no bfloat16")
-    return request.param
 
 
 @pytest.fixture
@@ -70,9 +55,7 @@ def on_gpu(folder: Path, weights: dict[str, np.ndarray], **options: Any) -> RWKV
 
 
 def expected(weights: dict[str, np.ndarray], ids: list[list[int]], pooling: str) -> np.ndarray:
-    """[S, L + 1, C]"""
-    hidden = [reference.forward(weights, sequence)[0] for sequence in ids]
-    return np.stack([[reference.pool(x, pooling) for x in h] for h in hidden])
+    return reference.pooled(reference.forward, weights, ids, pooling)
 
 
 @pytest.mark.parametrize("size", SIZES)

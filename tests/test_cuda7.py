@@ -17,9 +17,8 @@ from tinymodel import error, exact_in_bf16, random_ids
 from tinymodel7 import Arrays, load7, random_weights7
 
 from rwkvsts import RWKV7, DeviceError
-from rwkvsts.device import query_cuda
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
 
 TILE = 16  # tokens that wkv7_chunk works on together
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
@@ -35,21 +34,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def device() -> tuple[int, int]:
-    try:
-        return query_cuda().capability
-    except DeviceError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(params=["bfloat16", "float16", "float32"])
-def dtype(request: pytest.FixtureRequest, device: tuple[int, int]) -> str:
-    if request.param == "bfloat16" and device < (8, 0):
-        pytest.skip("this device has no bfloat16")
-    return request.param
-
-
 def rounded(**sizes: Any) -> Arrays:
     """Random weights that bfloat16 holds, and float16 nearly: the reference sees the same."""
     return exact_in_bf16(random_weights7(**{"ranks": (8, 16, 8, 16), **sizes}))
@@ -60,9 +44,7 @@ def on_gpu(folder: Path, weights: Arrays, **options: Any) -> RWKV7:
 
 
 def expected(weights: Arrays, ids: list[list[int]], pooling: str) -> np.ndarray:
-    """[S, L + 1, C]"""
-    hidden = [reference7.forward(weights, sequence)[0] for sequence in ids]
-    return np.stack([[reference.pool(x, pooling) for x in h] for h in hidden])
+    return reference.pooled(reference7.forward, weights, ids, pooling)
 
 
 @pytest.mark.parametrize("size", SIZES)
