@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -522,6 +523,10 @@ def test_from_pretrained_downloads_once_and_encodes_offline(hub: Hub, cache: Pat
 
     first = rows()
     assert first[1] == NEW
+    named = RWKV6.from_pretrained(REPO, device="cpu", cache_dir=cache)
+    hub.repos[REPO].refs["main"] = OLD  # a copy is of the commit that was opened
+    assert pickle.loads(pickle.dumps(named)).revision == NEW
+    hub.repos[REPO].refs["main"] = NEW
     hub.stop()
     assert rows() == first and rows(local_files_only=True, revision=NEW) == first
     local = RWKV6.from_pretrained(folder, device="cpu", tokenizer=None)

@@ -281,6 +281,14 @@ def test_each_layer_has_its_own_time(
     assert {row.ms_per_pair_mean for row in table.rows[1:5]} == {7000}
 
 
+def test_a_sentence_of_many_pairs_is_encoded_once() -> None:
+    model, pairs = WordCounts(), made_up_pairs(20)
+    pairs = dataclasses.replace(pairs, sentence2=[pairs.sentence1[0]] * 20)
+    reading = Reading(layers=(1,))
+    passes.run(model, reading, [1], pairs, StudyConfig(timed_pairs=0), [])
+    assert model.calls[-1]["texts"] == len(set(pairs.sentence1))
+
+
 def test_published_figures_stand_only_beside_the_same_protocol(
     model: WordCounts, glove: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
