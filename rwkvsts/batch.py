@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from operator import length_hint
 from typing import Any, Protocol
@@ -149,11 +150,18 @@ def ahead(items: Sequence[Any], prepare: Prepare) -> Iterator[tuple[int, Batch]]
         yield 0, prepare(items, 0)
         return
     with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(prepare, items[: bounds[0][1]], 0)
+
+        def begin(first: int, end: int) -> Callable[[], Batch]:
+            part = items[first:end]
+            if length_hint(part[0]) > LONG:  # in this thread, which alone hears Ctrl-C meanwhile
+                return partial(prepare, part, first)
+            return thread.submit(prepare, part, first).result
+
+        pending = begin(*bounds[0])
         for (first, _), later in zip(bounds, [*bounds[1:], None], strict=True):
-            batch = pending.result()
+            batch = pending()
             if later is not None:
-                pending = thread.submit(prepare, items[slice(*later)], later[0])
+                pending = begin(*later)
             yield first, batch
 
 

@@ -149,6 +149,10 @@ def choose(device: str, dtype: str, instruction_set: str | None = None) -> Choic
     ordinal = parse(device)
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype={dtype!r}: expected 'auto' or one of {', '.join(DTYPES)}")
+    known = ("portable", *reversed(_core.cpu_features()))
+    if instruction_set is not None and instruction_set not in known:
+        listed = f"{', '.join(known[:-1])} or {known[-1]}" if known[1:] else known[0]
+        raise ValueError(f"instruction_set={instruction_set!r}: expected {listed}")
     cuda = None
     if ordinal is not None:
         cuda = query_cuda(ordinal)
@@ -157,6 +161,10 @@ def choose(device: str, dtype: str, instruction_set: str | None = None) -> Choic
             cuda = query_cuda()
     if dtype == "auto":
         dtype = _dtype_of(cuda) if cuda else _dtype_of_cpu(instruction_set)
+    if cuda is None and dtype == "float16":
+        raise ValueError(
+            "dtype float16 on a CPU: expected float32 or bfloat16 (float16 weights load into both)"
+        )
     return Choice((ordinal or 0) if cuda else None, dtype)
 
 

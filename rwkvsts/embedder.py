@@ -13,7 +13,7 @@ import operator
 import re
 import reprlib
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -328,20 +328,35 @@ def listed_items(name: str, items: Any) -> list[Any]:
         remedy = "decode it to str" if name == "texts" else "give a list of ids for each sequence"
     elif isinstance(items, Mapping):
         remedy = "its keys would be taken; give list(mapping.values())"
-    elif isinstance(items, Set):
+    elif isinstance(items, Set) and not isinstance(items, KeysView):
         remedy = "it has no order; give sorted(...) or a list"
     elif hasattr(items, "columns"):  # a table of pandas, polars or pyarrow
         remedy = "its column names would be taken; give one column"
+    elif hasattr(items, "column_names"):  # of the library datasets
+        remedy = "its rows are no texts; give one column"
     elif isinstance(items, io.IOBase):
         remedy = "its lines would be taken with their ends; give file.read().splitlines()"
-    elif not isinstance(items, Iterable) or (isinstance(items, np.ndarray) and not items.ndim):
+    elif not _can_be_listed(items):
         remedy = (
             "expected a str or a list of str" if name == "texts" else "expected a list of lists"
         )
     if remedy is not None:
         raise TypeError(f"{name} is {kind}: {remedy}")
     column = getattr(items, "to_pylist", None)  # of pyarrow, whose items are no Python objects
-    return list(items) if column is None else list(column())
+    if column is not None:
+        return list(column())
+    # By its length where it has no iterator, as a torch Dataset: its items may never end.
+    by_place = hasattr(items, "__len__") and not isinstance(items, Iterable)
+    return [items[i] for i in range(len(items))] if by_place else list(items)
+
+
+def _can_be_listed(items: Any) -> bool:
+    """Whether something has items: an iterator, or a length and items by their places."""
+    if isinstance(items, np.ndarray):
+        return items.ndim > 0
+    return isinstance(items, Iterable) or (
+        hasattr(items, "__len__") and hasattr(items, "__getitem__")
+    )
 
 
 def check_texts(texts: Sequence[Any], name: str = "texts", first: int = 0) -> None:

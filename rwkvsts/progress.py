@@ -20,7 +20,16 @@ def say(text: str) -> None:
     if sys.stderr is None:  # closed before the process began
         return
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""One line that a terminal shows as it is: names of files and tensors may hold anything.
+
+    >>> print(printable("a\x1b[2Jb\nc"))
+    a\x1b[2Jb\nc
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def watched() -> bool:

@@ -79,6 +79,8 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
     # Not splitlines, which would cut at more than a line's end.
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
+            if line.count(" ") < 2:
+                raise ValueError("there are fewer than three parts")
             id_text, rest = line.split(" ", 1)
             literal, length = rest.rsplit(" ", 1)
             token, value = int(id_text), _literal(literal)

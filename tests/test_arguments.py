@@ -71,6 +71,32 @@ def test_tables_are_refused_and_their_columns_taken(tiny: RWKV) -> None:
         assert tiny.encode(texts, layers=0).tobytes() == expected  # type: ignore[arg-type]
 
 
+class Places:
+    """Has a length and items by their places, and no end of its own, as torch's data sets."""
+
+    def __init__(self, items: list[str]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> str:
+        return self.items[place % len(self.items)]
+
+
+class Rows(Places):
+    column_names = ("text",)
+
+
+def test_what_has_items_by_place_or_in_order_is_taken(tiny: RWKV) -> None:
+    expected = tiny.encode(["one", "two"], layers=0).tobytes()
+    texts = ["one", "two"]
+    for given in (Places(texts), dict.fromkeys(texts).keys(), np.array(texts)):
+        assert tiny.encode(given, layers=0).tobytes() == expected  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="texts is Rows: its rows are no texts; give one column"):
+        tiny.encode(Rows(texts), layers=0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

@@ -221,8 +221,16 @@ class TestReading:
         path.write_bytes(safetensors_bytes(header, data))
         with opened(path) as checkpoint:
             assert checkpoint.read("emb.weight") == 2.5
-            with pytest.raises(CheckpointError, match=f"'step': expected dtype F32.*found {dtype}"):
+            remedy = "Convert it by tensor.float" if dtype == "F64" else "that is not quantised"
+            match = f"'step': expected dtype F32.*found {dtype}.*{remedy}"
+            with pytest.raises(CheckpointError, match=match):
                 checkpoint.read("step")
+
+    @pytest.mark.parametrize("name", ["emb\0.weight", "step\0"])
+    def test_a_name_with_a_nul_is_shown(self, tmp_path: Path, name: str) -> None:
+        write_safetensors(tmp_path / "x.safetensors", {**ARRAYS, name: np.ones(1, np.float32)})
+        with pytest.raises(CheckpointError, match=r"tensor '\w+\\x00.*a name without NUL"):
+            opened(tmp_path)
 
 
 class TestViews:

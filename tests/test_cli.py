@@ -28,6 +28,7 @@ from tinymodel import random_weights
 import rwkvsts
 from rwkvsts import RWKV6, DataError, cli
 from rwkvsts.batch import Batch, Reader
+from rwkvsts.cli import embed as cli_embed
 from rwkvsts.cli import info, study
 from rwkvsts.cli import options as cli_options
 from rwkvsts.cli.main import _parser
@@ -247,6 +248,45 @@ def test_a_full_disk_is_told_before_writing(
     status, error = fails(capsys, *argv)
     assert status == 1 and "128 bytes wanted, 100 free" in error  # 4 texts, 4 layers, 2 floats
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+def test_a_folder_is_tried_before_the_model(
+    texts: Path, tmp_path: Path, stand: type[Stand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, error = fails(capsys, "embed", str(texts), "--out", str(tmp_path / "file" / "new"))
+    assert status == 1 and "cannot write into" in error and "it is a file" in error
+    assert not hasattr(stand, "asked")
+
+
+def test_an_array_may_lie_in_the_folder_of_texts(
+    texts: Path, tmp_path: Path, stand: type[Stand]
+) -> None:
+    where = str(tmp_path)
+    assert cli.main(["embed", where, "--out", f"{where}/x.npy", "--layers", "0"]) == 0
+    assert cli.main(["embed", where, "--out", f"{where}/x", "--layers", "0"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "rwkvsts: out of memory: allow this process more"),
+        (ValueError("a\x1b[2Jb \u202ec"), r"rwkvsts: a\x1b[2Jb \u202ec"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(
+    error: Exception,
+    told: str,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_embed.corpus, "survey", fail)
+    status, said = fails(capsys, "embed", str(texts), "--out", str(texts.with_name("x.npy")))
+    assert status == 1 and said.startswith(told)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

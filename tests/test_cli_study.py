@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,44 @@ def test_what_cannot_be_written_is_named_and_the_table_printed(
     assert cli.main([*argv, "--out", "out"]) == 1
     printed = capsys.readouterr()
     assert "mine test, n = 30" in printed.out and "Written into out: run.json" in printed.out
-    assert "the table is complete, but not all was written: time.pdf: division" in printed.err
+    assert "is complete, but not all was written: time.pdf, time.png: division" in printed.err
     assert (Path("out") / "table.csv").exists() and not (Path("out") / "time.pdf").exists()
+
+
+def test_what_failed_alike_is_told_once(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plots.PLOTS, "time", lambda study: 1 / 0)
+    monkeypatch.setitem(plots.PLOTS, "bars", lambda study: 1 / 0)
+    assert cli.main([*argv, "--out", "out"]) == 1
+    assert capsys.readouterr().err.count("division by zero") == 1
+
+
+def test_splits_without_a_task_are_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*argv, "--split", "test"]) == 1
+    assert "a file of pairs has its own, in a column called split" in capsys.readouterr().err
+
+
+def test_scores_that_are_all_alike_are_explained(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"w{i} w1\tx{i} y\t{i}" for i in range(9)]  # no word is shared
+    Path("mine.tsv").write_text("a\tb\tscore\n" + "\n".join(rows))
+    assert cli.main([*argv, "--post", "none"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"nan: [^.]*word overlap on mine all[^.]*scored all pairs alike", printed)
+
+
+def test_an_output_that_lacks_a_sign_shows_another(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.tsv").rename("m\xe4.tsv")
+    printed = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", printed)
+    assert cli.main([name.replace("mine", "m\xe4") for name in argv]) == 0
+    assert printed.buffer.getvalue().startswith(b"made/up on m\\xe4.tsv\n")  # type: ignore
 
 
 def test_a_full_disk_still_prints_the_table(

@@ -134,8 +134,9 @@ def test_auto_takes_bfloat16_only_where_it_is_an_instruction(tmp_path: Path) -> 
 
 def test_a_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
     weights = random_weights(1)
-    with pytest.raises(ValueError, match="expected portable, avx2, avx512, avx512bf16 or amx"):
+    with pytest.raises(ValueError, match="expected portable") as caught:
         load(tmp_path, weights, instruction_set="mmx")
+    assert type(caught.value) is ValueError  # the file is fine
     for name in SETS[1:]:
         if not FEATURES[name]:
             with pytest.raises(DeviceError, match=f'"{name}" needs'):

@@ -149,6 +149,13 @@ class TestPaths:
                 "source='org/m', file='a/x.pth'",
             ),
             ("https://hf.co/org/m/blob/v1/x.pth", "source='org/m', revision='v1', file='x.pth'"),
+            ("https://huggingface.co/org/m/", "source='org/m'"),
+            ("huggingface.co/org/m", "source='org/m'"),
+            ("hf://org/m", "source='org/m'"),
+            ("hf://org/m@v1/x.pth", "source='org/m', revision='v1', file='x.pth'"),
+            ("org/m/", "source='org/m'"),
+            ("org/m/tree/main", "source='org/m'"),
+            ("org/m@v1", "source='org/m', revision='v1'"),
         ],
     )
     def test_an_address_says_how_to_give_it(self, name: str, call: str) -> None:

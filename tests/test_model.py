@@ -321,7 +321,11 @@ def test_what_is_prepared_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("rwkvsts.batch.LONG", 10)
     lengths = [1, 2, 3, 4, 1, 25, 30, 5, 5, 1, 1, 1, 1, 1]
 
+    here = threading.get_ident()
+
     def prepare(texts: Any, first: int) -> Any:
+        # Of two threads the caller's alone hears Ctrl-C while it prepares.
+        assert (threading.get_ident() == here) == (len(texts[0]) > 10)
         return [len(text) for text in texts]
 
     found = list(ahead(["a" * n for n in lengths], prepare))

@@ -114,6 +114,41 @@ def test_csv_cells_hold_line_ends_and_rows_are_whole(tmp_path: Path) -> None:
         load_file(path)
 
 
+HEADER = "sentence1,sentence2,label\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", HEADER.replace(",", ";") + "a;b;3,5\n", "columns are separated by ';'; save it"),
+        ("a.csv", HEADER.replace(",", "\t") + "a\tb\t3\n", r"columns are separated by '\\t'"),
+        ("a.tsv", HEADER + "a,b,3\n", "columns are separated by ','"),
+        ("a.csv", "label," + HEADER + "1,a,b,2\n", "two columns are called 'label'"),
+        ("a.tsv", "label\tlabel\n", "two columns are called 'label'"),
+        ("a.tsv", "sentence1\tsentence2\tlabel\ra\tb\t1\r", "carriage returns alone"),
+        ("a.csv", "\ufffe", "not UTF-8|is in UTF-16"),
+        ("a.csv", "PK\3\4", "is a zip"),
+        ("a.jsonl", "PK\3\4", "this is a zip"),
+    ],
+)
+def test_another_kind_of_file_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    raw = content.encode("utf-16-be" if content == "\ufffe" else "utf-8")
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=message) as caught:
+        load_file(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "a,b,1\n\nc,d,2\n\n")
+    rows = [{"sentence1": "a", "sentence2": "b", "label": i} for i in range(2)]
+    (tmp_path / "a.jsonl").write_text("\n \n".join(map(json.dumps, rows)) + "\n\n")
+    for name in ("a.csv", "a.jsonl"):
+        assert len(load_file(tmp_path / name)[0]) == 2
+
+
 def test_what_is_no_file_of_pairs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one.tsv").write_bytes(as_tsv(ROWS[:1]))
     with pytest.raises(DataError, match="expected at least two pairs, found 1"):

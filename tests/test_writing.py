@@ -70,6 +70,17 @@ def test_what_gets_its_name_is_on_the_disk(
     assert (tmp_path / "x").read_text() == "new"
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "x").symlink_to(there / "y")
+    for content in ("new", "newer"):
+        with replacing(tmp_path / "x") as part:
+            part.write_text(content)
+        assert (tmp_path / "x").is_symlink() and (there / "y").read_text() == content
+    assert [path.name for path in there.iterdir()] == ["y"]
+
+
 def test_a_name_as_long_as_it_may_be(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     with replacing(path) as part:

@@ -98,10 +98,9 @@ def run_embed(args: argparse.Namespace) -> None:
     """`rwkvsts embed`."""
     single = _is_file(args)
     out = Path(args.out)
-    if single:
-        check_writable(out.parent)
-    else:
+    if not single:
         corpus.job_in(out)
+    check_writable(out if out.is_dir() else out.resolve().parent)
     sources = corpus.find(args.inputs, args.input_format)
     _check_apart(out, sources, args.inputs)
     columns = corpus.Columns(args.column, args.id_column, tuple(args.keep))
@@ -162,7 +161,7 @@ def _check_apart(out: Path, sources: list[corpus.Source], inputs: list[str]) -> 
         name = "/dev/stdin" if source.name == "-" else source.name
         if out.is_file() and os.path.exists(name) and out.samefile(name):
             raise DataError(f"--out: {out} is the file of texts; give another name")
-    for name in inputs:
+    for name in inputs if out.suffix.lower() != ".npy" else ():
         if os.path.isdir(name) and Path(name).resolve() in [out.resolve(), *out.resolve().parents]:
             raise DataError(
                 f"--out: {out} lies in the folder of texts {name}; choose another place"

@@ -9,6 +9,7 @@ as from SIGPIPE; and that no half-written file is left under its final name.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             say("rwkvsts: standard output is closed: there is nowhere to print")
             return 1
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks must not end a study
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _stoppable():
             args.run(args)
@@ -106,8 +109,21 @@ def _stoppable() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = error.filename or ("standard output" if _stuck(sys.stdout) else None)
+        return f"{where}: {error.strerror}" if where else error.strerror
+    if isinstance(error, MemoryError) and not str(error):  # from a library
+        return "out of memory: allow this process more, or give it less at a time"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _stuck(stream: IO[str] | None) -> bool:
+    """Whether a stream holds what it cannot write."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _drop(stream: IO[str] | None) -> None:

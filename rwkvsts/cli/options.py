@@ -137,6 +137,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise DataError(
-            f"--out: cannot write into {folder} ({error.strerror}); choose another folder"
+            f"--out: cannot write into {folder} ({why}); choose another folder"
         ) from None

@@ -158,7 +158,21 @@ def _publish(result: study.Study, out: Path | None) -> None:
         print(f"Written into {out}: {', '.join(path.name for path in written)}")
     failures = [*result.failures, *failures]
     if failures:
-        raise OSError("the table is complete, but not all was written: " + "; ".join(failures))
+        told = "; ".join(_by_reason(failures))
+        raise OSError(f"the table is complete, but not all was written: {told}")
+
+
+def _by_reason(failures: list[str]) -> list[str]:
+    """What failed alike in one sentence.
+
+    >>> _by_reason(["a.pdf: disk full", "b.pdf: disk full", "c: denied"])
+    ['a.pdf, b.pdf: disk full', 'c: denied']
+    """
+    names: dict[str, list[str]] = {}
+    for failure in failures:
+        name, _, reason = failure.partition(": ")
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(listed)}: {reason}" for reason, listed in names.items()]
 
 
 def _words(text: str) -> tuple[str, ...]:

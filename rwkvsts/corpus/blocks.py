@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..batch import Batch, Prepare
 from ..errors import DataError
 from .inputs import Source
-from .readers import Columns, Table, read, unit
+from .readers import Columns, Table, check_quotes, read, unit
 
 OnEmpty = Literal["error", "skip", "null"]
 ON_EMPTY: tuple[OnEmpty, ...] = ("error", "skip", "null")
@@ -107,6 +107,8 @@ def survey(sources: Sequence[Source], columns: Columns, on_empty: OnEmpty) -> Su
             count, empty = count + len(table), empty + int((size == 0).sum())
             text_bytes += int(size.sum())
         rows.append(count)
+        if source.format == "csv":
+            check_quotes(source)
         digests.append(source.digest())
         source.check()
     if sum(rows) == empty:

@@ -100,7 +100,8 @@ def to_npy(
 def check(model: Any, options: Options) -> None:
     """Raise DataError where the options' projection is not of this model."""
     if options.projection is not None:
-        options.projection.check(model, options.pooling, options.prompt)
+        how = options.pooling, options.prompt, options.max_length
+        options.projection.check(model, *how)
 
 
 def reader_of(model: Any, options: Options, batch_tokens: int | None = None) -> Reader:

@@ -5,10 +5,10 @@ manifest comes last, so that its presence says that the job is complete; that a 
 its last whole shard; and that one folder holds one job, of one process at a time.
 
 A folder in Parquet holds part-00000.parquet and so on, each with the id column, the kept columns
-and one fixed-size list a layer; as .npy it holds part-00000.npy, [rows, layers, C] or [rows, C] for
-one layer, and the other columns in part-00000.rows.parquet. _job.json says while the job runs, and
-_manifest.json when it is complete, what was embedded with what; readers of Parquet folders pass
-over names that begin with an underscore.
+and one list a layer, of fixed size unless a row may be null; as .npy it holds part-00000.npy,
+[rows, layers, C] or [rows, C] for one layer, and the other columns in part-00000.rows.parquet.
+_job.json says while the job runs, and _manifest.json when it is complete, what was embedded with
+what; readers of Parquet folders pass over names that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,15 +290,20 @@ def job_in(path: Path) -> Path | None:
 
 
 def embedding_columns(block: Block, rows: Rows, options: Options) -> list[Any]:
-    """A fixed-size list array for each layer, null where a row is empty."""
+    """A list array for each layer, null where a row is empty."""
     import pyarrow
 
-    whole = narrow(block, rows, options)
-    mask = pyarrow.array(block.empty) if block.empty.any() else None
+    full = narrow(replace(block, empty=np.zeros(len(rows), bool)), rows, options)
+    ends = np.append(0, np.cumsum(~block.empty)) * full.shape[2]
     columns = []
-    for at in range(whole.shape[1]):
-        flat = pyarrow.array(np.ascontiguousarray(whole[:, at]).ravel())
-        columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, whole.shape[2], mask=mask))
+    for at in range(full.shape[1]):
+        flat = pyarrow.array(np.ascontiguousarray(full[:, at]).ravel())
+        if options.on_empty == "null":
+            starts = pyarrow.array(ends.astype(np.int32))
+            mask = pyarrow.array(block.empty)
+            columns.append(pyarrow.ListArray.from_arrays(starts, flat, mask=mask))
+        else:
+            columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, full.shape[2]))
     return columns
 
 
@@ -308,9 +314,10 @@ def _schema(about: dict[str, Any], found: Survey, options: Options) -> Any:
     if found.columns.id is None:
         carried.insert(0, pyarrow.field(ROW, pyarrow.int64()))
     kind = pyarrow.float32() if options.dtype == "float32" else pyarrow.float16()
+    # No pyarrow before 26 reads a null in a list of fixed size.
+    size = -1 if options.on_empty == "null" else about["output"]["width"]
     fields = [
-        pyarrow.field(f"layer_{layer}", pyarrow.list_(kind, about["output"]["width"]))
-        for layer in options.layers
+        pyarrow.field(f"layer_{layer}", pyarrow.list_(kind, size)) for layer in options.layers
     ]
     names = [field.name for field in [*carried, *fields]]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -29,6 +29,7 @@ from ..embedder import FloatArray, Layer, to_unit_length
 from ..errors import DataError
 from ..files.writing import replacing
 from .options import PROBE
+from .output import told
 
 ROW_BITS = 23  # of a centred row's numbers, beside their sign: a float32's precision
 EXACT_BITS = 53  # whole numbers up to 2 ** 53 are exact in float64
@@ -88,11 +89,13 @@ class Projection:
             self.probe[:, at],
         )
 
-    def check(self, model: Any, pooling: str, prompt: str | None) -> None:
-        """Raise DataError where it was fitted on another model, pooling or prompt."""
-        asked = {"width": model.width, "pooling": pooling, "prompt": prompt}
-        for name, now in asked.items():
-            if (was := self.about[name]) != now:
+    def check(
+        self, model: Any, pooling: str, prompt: str | None, max_length: int | None = None
+    ) -> None:
+        """Raise DataError where it was fitted on another model, or on texts read otherwise."""
+        asked = {"pooling": pooling, "prompt": prompt, "max_length": max_length}
+        for name, now in {"width": model.width, **asked}.items():
+            if (was := self.about.get(name)) != now:
                 raise DataError(
                     f"--projection: it was fitted on embeddings of {name} {was!r}, these are of "
                     f"{now!r}; fit it anew"
@@ -133,7 +136,7 @@ class Projection:
 
     def save(self, path: Path) -> None:
         """Write a .npz file, whole or not at all."""
-        with replacing(path) as part, open(part, "wb") as file:
+        with told(path), replacing(path) as part, open(part, "wb") as file:
             np.savez(
                 file,
                 allow_pickle=False,

@@ -11,13 +11,15 @@ none, so its values stay strings: "007" is not 7.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.readers import decode_line
+from ..data.readers import OLD_MAC, decode_line
 from ..errors import DataError
 from .inputs import Source
 
@@ -127,6 +129,8 @@ def _text(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
     for first, block in _lines(source, stream):
         if first == 1:
             block = block.removeprefix(b"\xef\xbb\xbf")
+            if b"\n" not in block and b"\r" in block.removesuffix(b"\r"):
+                raise DataError(f"{source.name}: {OLD_MAC}")
         try:
             lines = block.decode().removesuffix("\n").split("\n")
         except UnicodeDecodeError:
@@ -230,10 +234,13 @@ def _json_error(source: Source, first: int, block: bytes, schema: Any, what: str
         for field in schema:
             try:
                 pyarrow.array([row.get(field.name)], field.type)
-            except (pyarrow.ArrowException, UnicodeError, OverflowError):
+            except (pyarrow.ArrowException, UnicodeError, OverflowError) as error:
+                why = f"is no {field.type}, as in the first lines"
+                if isinstance(error, UnicodeError):
+                    why = "holds half a surrogate pair: it is no text"
                 return DataError(
-                    f"{source.name}, line {line}: {field.name!r} is no {field.type}, as in the "
-                    "first lines; make it one type, or leave the line out"
+                    f"{source.name}, line {line}: {field.name!r} {why}; mend it there, or leave "
+                    "the line out"
                 )
     return DataError(f"{source.name}, after line {first - 1}: {what}; repair it, or remove it")
 
@@ -261,19 +268,56 @@ def _csv(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
         )
     except pyarrow.ArrowKeyError:
         raise _missing_in_csv(source, columns) from None
+    _once(source, columns, _header(source))
     for batch in reader:
         yield pyarrow.Table.from_batches([batch])
 
 
-def _missing_in_csv(source: Source, columns: Columns) -> DataError:
+def check_quotes(source: Source) -> None:
+    """Refuse a quotation mark that is never closed: pyarrow takes all that follows for one cell.
+
+    Between commas quotation marks come in pairs. Where they do not, which one inside a text can do
+    too, the rows are read once more.
+    """
+    with source.unpacked() as stream:
+        marks = 0
+        while piece := stream.read(PIECE):
+            marks += piece.count(b'"')
+    if marks % 2 == 0:
+        return
+    limit = csv.field_size_limit(2 * LONGEST)  # of the whole process
+    try:
+        with source.unpacked() as stream:
+            lines = io.TextIOWrapper(stream, "utf-8", "replace", newline="")
+            reader, begins = csv.reader(lines, strict=True), 1
+            for _ in reader:
+                begins = reader.line_num + 1
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise DataError(
+                f"{source.name}, line {begins}: a quotation mark opens a cell that nothing ends; "
+                "close it, or double it where it belongs to the text"
+            ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(source: Source) -> list[str]:
+    """Names in the first line of a CSV or TSV file, as well as that line tells."""
     with source.unpacked() as stream:
         header = stream.read(1 << 16).split(b"\n")[0].decode(errors="replace").strip()
-    names = [name.strip('"') for name in header.split("," if source.format == "csv" else "\t")]
+    if source.format == "csv":
+        return next(csv.reader([header]), [])
+    return header.split("\t")
+
+
+def _missing_in_csv(source: Source, columns: Columns) -> DataError:
+    names = _header(source)
     try:
         _need(source, columns, names)
     except DataError as error:
         return error
-    return DataError(f"{source.name}: its header {header[:200]!r} cannot be read; repair it")
+    return DataError(f"{source.name}: its header {str(names)[:200]} cannot be read; repair it")
 
 
 def _parquet(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
@@ -287,7 +331,14 @@ def _parquet(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
         yield pyarrow.Table.from_batches([batch]).select(columns.all)
 
 
+def _once(source: Source, columns: Columns, found: list[str]) -> None:
+    for name in columns.all:
+        if found.count(name) > 1:
+            raise DataError(f"{source.name}: two columns are called {name!r}; rename one of them")
+
+
 def _need(source: Source, columns: Columns, found: list[str]) -> None:
+    _once(source, columns, found)
     for name in columns.all:
         if name not in found:
             option = "--column" if name == columns.text else "--id-column or --keep"

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from ..errors import DataError
 from .pairs import Columns, Pairs, collect
-from .readers import Record, decode_line, read_bytes, read_jsonl, read_parquet, read_tsv
+from .readers import (
+    Record,
+    check_header,
+    decode_line,
+    foreign_text,
+    read_bytes,
+    read_jsonl,
+    read_parquet,
+    read_tsv,
+)
 
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
 SPLITS = ("train", "validation", "test")
@@ -73,14 +82,20 @@ def _split(path: Path, line: int, value: object) -> str:
 
 def _read_csv(path: Path) -> Iterator[Record]:
     """Rows of a CSV file as (line number, cell by column name); a cell may hold line ends."""
+    content = read_bytes(path)
+    if what := foreign_text(content[:100]):
+        raise DataError(f"{path} is {what}")
     lines = (
         decode_line(path, i, raw) + "\n"
-        for i, raw in enumerate(read_bytes(path).splitlines(keepends=True), 1)
+        for i, raw in enumerate(content.splitlines(keepends=True), 1)
     )
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
+        check_header(path, header)
         for cells in reader:
+            if not cells:
+                continue  # a blank line is no row
             if len(cells) != len(header):
                 raise DataError(
                     f"{path}, line {reader.line_num}: expected {len(header)} cells, found "

@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -28,6 +28,11 @@ FOREIGN = {
     b"PAR1": "a Parquet file: give the text file",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
 }
+
+OLD_MAC = (
+    "its lines end in carriage returns alone, as an old Mac's; save it with line feeds, as by "
+    r"tr '\r' '\n'"
+)
 
 Record = tuple[int, dict[str, Any]]  # line or row number (from 1), cell by column name
 
@@ -69,6 +74,7 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
         cells = decode_line(path, line, raw).split("\t")
         if header is None:
             header = tuple(cells)
+            check_header(path, header)
             continue
         if line == 1 and _same_names(cells, header):
             continue  # a file that names its columns although as a rule it does not
@@ -78,6 +84,20 @@ def read_tsv(path: Path, header: tuple[str, ...] | None = None) -> Iterator[Reco
                 f"found {len(cells)}; get the file again"
             )
         yield line, dict(zip(header, cells, strict=False))
+
+
+def check_header(path: Path, names: Sequence[str]) -> None:
+    """Refuse a name that two columns have, and lines and columns that other signs separate."""
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
+    if any("\r" in name for name in names):
+        raise DataError(f"{path}: {OLD_MAC}")
+    sign = next((s for s in ";\t,|" if s in names[0]), None) if len(names) == 1 else None
+    if sign is not None:
+        raise DataError(
+            f"{path}: its columns are separated by {sign!r}; save it as .csv with commas, or as "
+            ".tsv with tabs"
+        )
 
 
 def _same_names(cells: list[str], header: tuple[str, ...]) -> bool:
@@ -119,6 +139,7 @@ def read_parquet(
     try:
         found = pyarrow.parquet.read_schema(path).names
         need(path, found, columns)
+        check_header(path, [name for name in found if name in (*columns, *optional)])
         wanted = [*columns, *(name for name in optional if name in found)]
         rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
@@ -142,6 +163,10 @@ def read_jsonl(path: Path) -> Iterator[Record]:
                 line += 1
                 if len(raw) == LONGEST_LINE:
                     raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+                if not raw.strip():
+                    continue
+                if what := foreign_text(raw) if line == 1 else None:
+                    raise ValueError(f"this is {what}")
                 row = json.loads(raw.removeprefix(BOM).decode("utf-8"))
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object, found {type(row).__name__}")

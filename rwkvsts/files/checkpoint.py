@@ -194,6 +194,8 @@ def _locate(stored: Sequence[Stored]) -> tuple[dict[str, Located], str | None]:
     located: dict[str, Located] = {}
     for tensor in stored:
         where = f"{tensor.path}: tensor {shown(tensor.name)}"
+        if "\0" in tensor.name:
+            raise refusal(where, "a name without NUL", "one")
         for part in naming.parts(where, plain[tensor.name], tensor.extent.info.shape):
             first = located.get(part.name)
             located[part.name] = Located(tensor, part, None if first is None else first.stored)

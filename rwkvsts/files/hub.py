@@ -24,8 +24,10 @@ from .layout import MAX_DESCRIPTION_BYTES, read_text, refusal, shown
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # A file of a repository, as people copy it: its page's address, or its path behind the name.
 IN_REPO = re.compile(
-    r"(?:https?://[^/]+/)?(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)"
-    r"(?:/(?:resolve|blob|raw|tree)/(?P<revision>[^/]+))?(?:/(?P<file>[^?]+))?(?:\?.*)?"
+    r"(?P<scheme>https?://[^/]+/|hf://(?:models/)?|(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)"
+    r"(?:(?:/(?:resolve|blob|raw|tree)/|[@:])(?P<revision>[^/]+))?"
+    r"(?:/(?P<file>[^?]+\.(?:safetensors|pth|pt|bin|json)))?(?P<slash>/?)(?:\?.*)?"
 )
 SHARD = re.compile(r"[\w.-]{1,240}\.(safetensors|bin)")
 # What the system answers where the cache cannot be written.
@@ -127,7 +129,7 @@ def _find(
 def _remedy(name: str) -> str:
     """How to give what a name seems to mean: a file of a repository, or the repository's page."""
     found = IN_REPO.fullmatch(name)
-    if found is None or (not found["file"] and "://" not in name):
+    if found is None or not any(found[part] for part in ("scheme", "revision", "file", "slash")):
         return "Check the name."
     call = f"source={found['repo']!r}"
     if found["revision"] not in (None, "main"):

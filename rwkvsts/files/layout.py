@@ -38,6 +38,7 @@ MAX_ELEMENTS = 2**48
 # What a file says about its tensors: 0.2 MB for Finch 14B's 1714. Bounds the work of hostile files.
 MAX_DESCRIPTION_BYTES = 4 * 2**20
 
+QUANTISED = "These are no plain numbers: take the checkpoint that is not quantised."
 DAMAGED = "The file is damaged or incomplete: download or copy it again."
 
 
@@ -170,7 +171,7 @@ def read_tensor(file: BinaryIO, path: Path, name: str, extent: Extent) -> np.nda
             f"{path}: tensor {shown(name)}",
             "dtype F32, F16 or BF16",
             info.dtype,
-            "Convert the weights to one of these.",
+            "Convert it by tensor.float()." if info.dtype == "F64" else QUANTISED,
         )
     dtype = READABLE[info.dtype]
     flat = np.empty(extent.span(), dtype)

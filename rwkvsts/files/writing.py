@@ -21,7 +21,13 @@ LONGEST_NAME = 200  # of 255, so that the hidden folder's name fits
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` on success and vanishes on an error or Ctrl-C."""
+    """A name to write to that becomes `path` on success and vanishes on an error or Ctrl-C.
+
+    Where `path` is a link, the file that it leads to is written: the link may be there because its
+    own disk is small.
+    """
+    if path.is_symlink():
+        path = path.resolve()
     remove_left(path.parent, path.name)
     # Beside the target, because a rename is atomic only within one file system. By chance, because
     # process ids repeat, in two containers on one volume.

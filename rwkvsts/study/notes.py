@@ -30,6 +30,14 @@ def _statistics(rows: list[Row], resamples: int, seed: int) -> list[str]:
         "it beats, '~' those within noise; other rows show their distance from the best row of "
         f"their model, '~' within noise. Tests are paired, at {SIGNIFICANT:g} after Holm.",
     ]
+    constant = sorted(
+        {f"{r.method} on {r.task} {r.split}" for r in rows if r.spearman != r.spearman}
+    )
+    if constant:
+        notes.append(
+            f"nan: {', '.join(constant[:5])}{' and others' if constant[5:] else ''} scored all "
+            "pairs alike, so nothing correlates."
+        )
     tied = {(r.task, r.split): r.ceiling for r in rows if r.auc == r.auc and r.ceiling < 1}
     if tied:
         tops = ", ".join(f"{top:.3f} on {task} {split}" for (task, split), top in tied.items())

@@ -130,6 +130,11 @@ class StudyConfig:
         lists = ("models", "tasks", "pairs", "tokenizers", "poolings", "posts", "splits")
         for name in (*lists, "prompts", "baselines", "recipe"):
             _refuse_repetition(name, getattr(self, name) or ())
+        if self.splits and not self.tasks:
+            raise DataError(
+                "splits are of tasks, and none is named; a file of pairs has its own, in a column "
+                "called split"
+            )
         for name in ("file", "vocabulary"):
             if getattr(self, name) is not None and len(self.models) > 1:
                 raise DataError(
@@ -226,4 +231,5 @@ def _refuse_repetition(name: str, values: tuple[object, ...]) -> None:
     """Twice the same would stand in the table as two results, and be computed twice."""
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise DataError(f"{name}: {value!r} is named twice; name it once")
+            shown = str(value) if isinstance(value, Path) else repr(value)
+            raise DataError(f"{name}: {shown} is named twice; name it once")
