@@ -222,8 +222,7 @@ class TestReading:
         with opened(path) as checkpoint:
             assert checkpoint.read("emb.weight") == 2.5
             remedy = "Convert it by tensor.float" if dtype == "F64" else "that is not quantised"
-            match = f"'step': expected dtype F32.*found {dtype}.*{remedy}"
-            with pytest.raises(CheckpointError, match=match):
+            with pytest.raises(CheckpointError, match=f"'step': .*found {dtype}.*{remedy}"):
                 checkpoint.read("step")
 
     @pytest.mark.parametrize("name", ["emb\0.weight", "step\0"])

@@ -305,7 +305,8 @@ def check_quotes(source: Source) -> None:
 def _header(source: Source) -> list[str]:
     """Names in the first line of a CSV or TSV file, as well as that line tells."""
     with source.unpacked() as stream:
-        header = stream.read(1 << 16).split(b"\n")[0].decode(errors="replace").strip()
+        raw: bytes = stream.read(1 << 16)
+    header = raw.split(b"\n")[0].decode(errors="replace").strip()
     if source.format == "csv":
         return next(csv.reader([header]), [])
     return header.split("\t")
