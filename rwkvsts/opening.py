@@ -10,7 +10,8 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from .embedder import FloatArray, Layer, check_range, middle_layer
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, open_checkpoint
 from .files.hub import Source, fetch, resolve
+from .files.layout import DAMAGED
 from .progress import bar
 from .tokenizer import Tokenizer, load
 
@@ -83,7 +85,7 @@ def open_model(options: Options, token: str | None = None) -> Opened:
     check_range("device_memory", options.device_memory, 0, sys.maxsize)
     hub = _hub(options, token)
     found = _find(options, hub)
-    with open_checkpoint(found) as checkpoint:
+    with _of_the_cache(found), open_checkpoint(found) as checkpoint:
         shape = getattr(checkpoint.tensors.get("emb.weight"), "shape", ())
         n_vocab = shape[0] if shape else 0  # the core says what is wrong with it
         vocabulary = load(options.tokenizer, found, n_vocab, partial(fetch, **hub))
@@ -161,6 +163,17 @@ def _find(options: Options, hub: dict[str, Any]) -> Source:
         revision=options.revision,
         **hub,
     )
+
+
+@contextmanager
+def _of_the_cache(found: Source) -> Iterator[None]:
+    """Add to what is said of a damaged download that it would be taken from the cache again."""
+    try:
+        yield
+    except CheckpointError as error:
+        if found.revision is None or not str(error).endswith(DAMAGED):
+            raise
+        raise CheckpointError(f"{error} It lies in a cache: delete it there first.") from error
 
 
 def _of(checkpoint: Checkpoint, found: Source) -> str:

@@ -437,7 +437,7 @@ class TestRefusals:
 
     def test_hub_that_is_down(self, hub: Hub, cache: Path) -> None:
         hub.status = 503
-        with pytest.raises(HubError, match="cannot be reached"):
+        with pytest.raises(HubError, match="in trouble"):
             resolve(REPO, cache_dir=cache)
         hub.status = 200
         online = resolve(REPO, cache_dir=cache)
@@ -452,7 +452,8 @@ class TestRefusals:
         hub.status = status
         assert resolve(REPO, cache_dir=cache) == online
         assert fetch(REPO, VOCABULARY, cache_dir=cache) == online.vocabulary
-        with pytest.raises(HubError, match="wait a while" if status < 500 else "check the network"):
+        what = "busy" if status < 500 else "in trouble"
+        with pytest.raises(HubError, match=f"the hub is {what}.*wait a while"):
             resolve(REPO, cache_dir=cache.parent / "other")
 
     def test_forbidden_by_the_environment(
@@ -463,6 +464,36 @@ class TestRefusals:
         assert resolve(REPO, cache_dir=cache) == online
         with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids to ask the hub: unset it"):
             resolve(REPO, cache_dir=cache.parent / "other")
+
+    @pytest.mark.parametrize(
+        ("how", "message"),
+        [
+            ({"token": "a\nb"}, "no token has; copy it"),
+            ({"token": "\xfc"}, "no token has; copy it"),
+            ({"revision": ""}, "revision='': expected the name"),
+            ({"revision": "a b"}, "revision='a b': expected the name"),
+        ],
+    )
+    def test_what_cannot_be_sent(
+        self, hub: Hub, cache: Path, how: dict[str, str], message: str
+    ) -> None:
+        with pytest.raises(HubError, match=message) as caught:
+            resolve(REPO, cache_dir=cache, **how)  # type: ignore[arg-type]
+        assert "a\nb" not in str(caught.value) and not hub.log
+
+    @pytest.mark.parametrize("endpoint", ["junk", "http://", "ftp://huggingface.co"])
+    def test_an_endpoint_that_is_no_address(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(HubError, match=f"HF_ENDPOINT='{endpoint}': expected an address"):
+            resolve(REPO, cache_dir=cache)
+
+    def test_names_that_lead_elsewhere_are_not_taken(self, hub: Hub, cache: Path) -> None:
+        hub.repos[REPO].commits[hub.repos[REPO].refs["main"]] = {"../../x.pth": b"", "/x.pth": b""}
+        with pytest.raises(CheckpointError, match="no weight file"):
+            resolve(REPO, cache_dir=cache)
+        assert not hub.fetched()
 
     def test_a_cache_that_cannot_be_written(self, hub: Hub, cache: Path) -> None:
         cache.write_text("a file in the place of the folder")
@@ -512,6 +543,13 @@ class TestBrokenTransfer:
         assert len(resolve("org/sharded", cache_dir=cache).files) == 2
         assert first.name not in hub.fetched()
         assert second in hub.fetched()
+
+
+def test_a_damaged_download_says_to_delete_it(hub: Hub, cache: Path) -> None:
+    commit = hub.repos[REPO].refs["main"]
+    hub.repos[REPO].commits[commit] = {"x.pth": b"PK\3\4" + bytes(99)}
+    with pytest.raises(CheckpointError, match=r"x\.pth.*It lies in a cache: delete it there first"):
+        RWKV6.from_pretrained(REPO, cache_dir=cache, device="cpu", tokenizer=None)
 
 
 def test_from_pretrained_downloads_once_and_encodes_offline(hub: Hub, cache: Path) -> None:

@@ -32,7 +32,7 @@ IN_REPO = re.compile(
 SHARD = re.compile(r"[\w.-]{1,240}\.(safetensors|bin)")
 # What the system answers where the cache cannot be written.
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
-UNWRITABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
+UNWRITABLE |= {errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT}
 PASSING = (408, 429)  # come back later, as from 500 on: what is cached serves
 
 
@@ -230,7 +230,20 @@ def _source(name: str, folder: Path, chosen: Chosen) -> Source:
 def _place(revision: str | None, cache_dir: Any, token: str | bool | None) -> dict[str, Any]:
     """Where to ask and what for, as huggingface_hub's functions take it."""
     # Read on every call: the library itself reads its variable once, when it is imported.
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    given = os.environ.get("HF_ENDPOINT", "")
+    endpoint = given.rstrip("/") or None
+    if given and not re.match(r"https?://[^/]", given):
+        raise HubError(
+            f"HF_ENDPOINT={given!r}: expected an address as https://huggingface.co; set it so, or "
+            "unset it"
+        )
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise HubError(
+            "token=...: it holds a blank, a line end or another sign that no token has; copy it "
+            "anew, or leave it out for a public repository"
+        )
+    if revision is not None and not re.fullmatch(r"\S+", revision):
+        raise HubError(f"revision={revision!r}: expected the name of a branch or tag, or a commit")
     return {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": endpoint}
 
 
@@ -282,7 +295,8 @@ def _listing(repo: str, place: dict[str, Any]) -> list[str] | Exception:
         if answer := _answer(error, repo, place):
             raise HubError(f"{repo}: {answer}.") from error
         return error
-    return [entry.rfilename for entry in listing.siblings or ()]
+    names = [entry.rfilename for entry in listing.siblings or ()]
+    return [name for name in names if ".." not in name.split("/") and not name.startswith("/")]
 
 
 def _download(repo: str, place: dict[str, Any], chosen: Chosen) -> None:
@@ -314,6 +328,8 @@ def _unreachable(error: Exception) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids to ask the hub: unset it and start anew"
     status = _status(error)
+    if status is not None and status >= 500:
+        return f"the hub is in trouble ({_first_line(error)}): wait a while"
     if status in PASSING:
         return f"the hub is busy ({_first_line(error)}): wait a while"
     return f"the hub cannot be reached ({_first_line(error)}): check the network"
