@@ -164,7 +164,7 @@ class TestRows:
             ("a.tsv", b"text\ttext\na\tb\n", "two columns are called 'text'"),
             ("a.csv", b'id,text\n1,"a\nb"\n2,"c\n3,d\n', "line 4: a quotation mark opens a cell"),
             ("a.csv", b'text,n\na,1\nb,"2\nc,3\n', "line 3: a quotation mark opens a cell"),
-            ("a.jsonl", b'{"text": ' + b"[" * 5000 + b"\n", "line 1: no JSON (too deeply nested)"),
+            ("a.jsonl", b'{"text": ' + b"[" * 300_000, "line 1: no JSON (too deeply nested)"),
             ("a.csv", b"id,text\n1,a\n2,b,c\n", "Row #3: Expected 2 columns, got 3"),
             ("a.csv", b"id,text\n1,a\n2,\xff\n", "Row #3"),
             ("a.csv", b"x" * 5000 + b",body\n1,a\n", "no column 'text'; found 'xxx"),
