@@ -28,9 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_mteb(args: argparse.Namespace) -> None:
     """`rwkvsts mteb`."""
     try:
-        import mteb
+        from ..integrations.mteb import Embedder  # says what to install
 
-        from ..integrations.mteb import Embedder
+        import mteb  # isort: skip
     except ImportError as error:
         raise DataError(f"mteb: {error}") from None
     check_writable(args.out)
