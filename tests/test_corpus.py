@@ -160,6 +160,7 @@ class TestRows:
             ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half a surrogate pair"),
             ("a.jsonl", b'{"text": [1]}\n', "line 1: 'text' is no string"),
             ("a.txt", b"one\rtwo\r", "its lines end in carriage returns alone"),
+            ("a.csv", b"id,body\r1,a\r", "no column 'text'; found 'id', 'body'"),
             ("a.csv", b"text,text\na,b\n", "two columns are called 'text'"),
             ("a.tsv", b"text\ttext\na\tb\n", "two columns are called 'text'"),
             ("a.csv", b'id,text\n1,"a\nb"\n2,"c\n3,d\n', "line 4: a quotation mark opens a cell"),

@@ -16,6 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,10 +307,11 @@ def _header(source: Source) -> list[str]:
     """Names in the first line of a CSV or TSV file, as well as that line tells."""
     with source.unpacked() as stream:
         raw: bytes = stream.read(1 << 16)
-    header = raw.split(b"\n")[0].decode(errors="replace").strip()
+    header = re.split(rb"[\r\n]", raw, maxsplit=1)[0].decode(errors="replace").strip()
     if source.format == "csv":
-        return next(csv.reader([header]), [])
-    return header.split("\t")
+        with suppress(csv.Error):  # of some versions, for NUL
+            return next(csv.reader([header]), [])
+    return header.split("," if source.format == "csv" else "\t")
 
 
 def _missing_in_csv(source: Source, columns: Columns) -> DataError:
