@@ -179,8 +179,8 @@ def test_the_longer_a_piece_of_rwkv_7_the_more_warps_share_it(rules: ctypes.CDLL
 
     two, four = "wkv7_chunk, two warps", "wkv7_chunk, four warps"
     ahead = "wkv7_tiles, wkv7_states, wkv7_chunk"
-    assert kernel(32, 320) == two and kernel(12, 120) == two
-    assert kernel(32, 321) == four and kernel(12, 121) == kernel(12, 512) == four
+    assert kernel(32, 640) == two and kernel(12, 240) == two
+    assert kernel(32, 641) == four and kernel(12, 241) == kernel(12, 512) == four
     assert kernel(32, 3072) == four and kernel(32, 3073) == kernel(12, 1153) == ahead
     assert kernel(2, 512) == four and kernel(2, 513) == ahead  # parts are of long pieces alone
     assert kernel(32, 27, T=SMALL) == four

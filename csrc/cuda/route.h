@@ -21,7 +21,7 @@
  *                           wkv_plain                   other heads; likewise
  *   RWKV-7: low ranks       activate_low                always; then products
  *   RWKV-7: wkv             wkv7_chunk                  Ampere's code, bfloat16, heads of 64: two warps a head, or four
- *                                                       where a piece has more than 10 tokens for each head of the model,
+ *                                                       where a piece has more than 20 tokens for each head of the model,
  *                                                       and in passes of few rows
  *                           wkv7_tiles, wkv7_states     before it where a piece is long and has more than 96 for each head
  *                           wkv7_tokens                 else
@@ -45,7 +45,7 @@ enum { FEW_ROWS = 256 };   /* a pass of up to so many rows is bound by reading w
 enum { LONG_PIECE = 512 }; /* tokens: a longer piece of a sequence leaves much of the device idle if walked in order */
 /* Tokens of a piece for each head, beyond which RWKV-7's kernels of so many warps a head of a piece leave the device idle
  * in a pass of full size: the longer pieces are, the fewer. */
-enum { MOST_FOR_TWO_WARPS = 10, MOST_FOR_FOUR_WARPS = 96 };
+enum { MOST_FOR_TWO_WARPS = 20, MOST_FOR_FOUR_WARPS = 96 };
 enum { ROWS_SIDE_BY_SIDE = 4 }; /* a multiprocessor's rows up to which each has a block of its own */
 enum { STEP_INPUTS = 64, WGMMA_OUTPUTS = 256 };
 enum { MOST_SHIFT_RANK = 64, MOST_DECAY_RANK = 128 };
