@@ -1,8 +1,9 @@
 /* A fixed set of threads that a worker owns. The caller is one of them, so one thread means no thread is made.
  *
  * Work is a number of units handed out in spans; which thread takes which never shows in the results, because a unit
- * writes what no other unit touches, and reads what none of the same round writes. Waiting threads spin for some microseconds, as the next step of a pass comes
- * that soon, and then sleep: spinning on loses 5 to 20 times when the host takes a core away. */
+ * writes what no other unit touches, and reads what none of the same round writes. Waiting threads spin for some
+ * microseconds, as the next step of a pass comes that soon, and then sleep: spinning on loses 5 to 20 times when the host
+ * takes a core away. */
 #ifndef RWKVSTS_CPU_TEAM_H
 #define RWKVSTS_CPU_TEAM_H
 
