@@ -201,12 +201,17 @@ def test_an_interrupted_call_leaves_nothing_to_the_next(
         if done:
             raise InterruptedError
 
-    ids = [[1, 2, 3]] * 5000
-    with pytest.raises(InterruptedError):
-        model.encode_ids(ids, 1, batch_tokens=16, show_progress=end)  # type: ignore[arg-type]
-    one, start, layer = (np.array(x, t) for x, t in (([1], "i4"), ([0, 1], "i8"), ([0], "i4")))
-    out = np.empty((1, 1, 64), np.float32)
-    assert model._core.run(one, start, layer, 0, out, None, False, 16, None) == (1, True)
+    def arrays(S: int) -> tuple[np.ndarray, ...]:
+        start = np.arange(0, 3 * S + 1, 3, dtype=np.int64)
+        return np.ones(3 * S, np.int32), start, np.ones(1, np.int32), np.empty((S, 1, 64), "f4")
+
+    ids, start, layer, out = arrays(5000)
+    with pytest.raises(InterruptedError):  # by the core itself: one run is never cut into slices
+        model._core.run(ids, start, layer, 0, out, None, False, 16, end)
+    assert not np.isfinite(out[0]).all()
+    ids, start, layer, out = arrays(1)
+    layer[:] = 0
+    assert model._core.run(ids, start, layer, 0, out, None, False, 16, None) == (1, True)
 
 
 def test_arguments_are_read_once(model: RWKV6) -> None:
