@@ -93,7 +93,7 @@ class TestInputs:
         assert texts_of(survey("a.*.gz")) == TEXTS * 4
 
     def test_pieces_smaller_than_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(readers, "PIECE", 64)
+        monkeypatch.setattr(readers, "LINES", 64)
         write_jsonl(Path("a.jsonl"), records())
         Path("a.txt").write_text("\n".join(TEXTS))
         assert texts_of(survey("a.jsonl")) == TEXTS and texts_of(survey("a.txt")) == TEXTS
@@ -214,7 +214,7 @@ class TestRows:
         assert texts_of(survey("c.parquet", on_empty="skip")) == ["a", None, "b"]
 
     def test_a_line_without_end_is_not_held(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(readers, "PIECE", 1 << 10)
+        monkeypatch.setattr(readers, "LINES", 1 << 10)
         monkeypatch.setattr(readers, "LONGEST", 1 << 14)
         Path("a.txt.gz").write_bytes(gzip.compress(b"x" * (1 << 20)))
         with pytest.raises(DataError, match="line 1: longer than"):
@@ -251,7 +251,7 @@ class TestRows:
         Path("a.txt").write_text("\n".join([*TEXTS, "x" * 500, "y"]))
         whole = None
         for piece in (37, 64, 4096):
-            monkeypatch.setattr(readers, "PIECE", piece)
+            monkeypatch.setattr(readers, "LINES", piece)
             found = survey("a.txt")
             cuts = [table.to_pydict() for table in blocks.cut(found, 0, 8, 10)]
             assert [row for c in cuts for row in c["row"]] == list(range(42))

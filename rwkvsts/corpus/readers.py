@@ -25,6 +25,7 @@ from ..errors import DataError
 from .inputs import Source
 
 PIECE = 4 << 20  # bytes parsed at a time
+LINES = 1 << 20  # likewise, of lines: a job computes nothing before its first piece is parsed
 LONGEST = 256 << 20  # bytes of one line or row
 SAMPLE = 1000  # rows that decide the types of a JSON Lines file's columns
 ROWS = 4096  # of a Parquet file at a time
@@ -359,7 +360,7 @@ def _lines(source: Source, stream: Any) -> Iterator[tuple[int, bytes]]:
     Only a line feed ends a line: texts may hold what `splitlines` would cut at.
     """
     first, held = 1, b""
-    while piece := stream.read(PIECE):
+    while piece := stream.read(LINES):
         end = piece.rfind(b"\n") + 1
         if not end:
             held += piece
