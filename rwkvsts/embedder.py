@@ -74,7 +74,7 @@ class Embedder(Protocol):
         self,
         texts: str | Sequence[str],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str = ...,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -160,7 +160,7 @@ class BaseEmbedder:
         self,
         texts: str | Sequence[str],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -172,11 +172,14 @@ class BaseEmbedder:
     ) -> FloatArray:
         """Embed texts. What a model reads otherwise, or refuses, its class tells.
 
+        A class that has one more parameter writes the signature anew: `**options` would hide it
+        from help, editors and mypy. What all have is checked once, in `Request`.
+
         Parameters
         ----------
         texts : one text or many
         layers : one or several of `model.layers`; default: `model.default_layer`
-        pooling : one of `model.poolings`
+        pooling : one of `model.poolings`; default: the first of them
         prompt : put before each text, or around it where it holds "{text}"
         max_length : tokens after which a text is cut
         batch_tokens : tokens of a pass; changes memory, speed and rounding
@@ -239,7 +242,7 @@ class Request:
         cls,
         model: BaseEmbedder,
         layers: Layers | None,
-        pooling: str,
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -251,6 +254,8 @@ class Request:
 
         Raises ValueError for what the model has not, TypeError for what is of another type.
         """
+        if pooling is None:
+            pooling = model.poolings[0]
         if pooling not in model.poolings:
             expected = f"expected one of {', '.join(model.poolings)}"
             raise ValueError(f"pooling={reprlib.repr(pooling)}: {expected}")

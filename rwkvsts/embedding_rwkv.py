@@ -104,7 +104,7 @@ class EmbeddingRWKV(RWKV7):
         self,
         texts: str | Sequence[str],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -155,7 +155,7 @@ class EmbeddingRWKV(RWKV7):
     def reader(
         self,
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,

@@ -222,7 +222,7 @@ class RWKV(BaseEmbedder):
         self,
         texts: str | Sequence[str],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -242,7 +242,8 @@ class RWKV(BaseEmbedder):
             Hugging Face code, at true scale; "final" is after ln_out. Default: the one layer
             half-way up, n_layer // 2, because the last layers of a language model turn from what a
             text says to what comes next; `model.layers` names them all
-        pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
+        pooling : "mean", the default, "last" token, "weighted" (token t counts t times, from 1),
+            "max"
         prompt : put before each text, or around it where it holds "{text}". What comes before the
             text is run once for all, and is not pooled; what comes after it is. With "{text}" twice
             the text is read again (echo), and the last reading alone is pooled
@@ -276,7 +277,7 @@ class RWKV(BaseEmbedder):
         self,
         ids: Sequence[Sequence[int]],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
@@ -298,7 +299,7 @@ class RWKV(BaseEmbedder):
     def reader(
         self,
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -403,9 +404,8 @@ class RWKV(BaseEmbedder):
         -------
         float32 [S, len(layers), width]; no first axis for one str, no second for one layer
         """
-        pooling = self.poolings[0]  # any: states are not pooled
         request = Request.of(
-            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
+            self, layers, None, prompt, max_length, batch_tokens, normalize, show_progress, out
         )
         self._check_below(self.n_blocks, request, "state")
         check_range("width", width, 1, self.width * self.config.head_size)
@@ -427,7 +427,7 @@ class RWKV(BaseEmbedder):
         """
         check_range("positions", positions, 1, MOST_ROWS)
         listed, _ = as_list(texts)
-        request = replace(Request.of(self, layers, self.poolings[0]), pooling="last")
+        request = replace(Request.of(self, layers), pooling="last")
         self._check_below(self.n_blocks + ("final" in self.layers), request, "stream")
         read = batch.from_texts(self._need_tokenizer(), positions)(listed, 0)
         lengths = np.diff(read.start)

@@ -53,7 +53,7 @@ class CausalLM(BaseEmbedder):
     layers : i is the stream after block i, counted from 0, before any norm of the next block:
         `hidden_states[i + 1]` of transformers, but for the last block, which that does not give;
         "final" is after the last norm. Default: the one half-way up
-    pooling : "mean", "last" token, "weighted" (token t counts t times, from 1), "max"
+    pooling : "mean", the default, "last" token, "weighted" (token t counts t times, from 1), "max"
     prompt : what comes before the last place of the text is not pooled; what comes after it is.
         Prompt and text are tokenized each for itself
     skip_first : softmax attention rests on the first token, and its stream is so long that a mean
@@ -190,7 +190,7 @@ class CausalLM(BaseEmbedder):
         self,
         ids: Sequence[Sequence[int]],
         layers: Layers | None = None,
-        pooling: str = "mean",
+        pooling: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
@@ -218,7 +218,7 @@ class CausalLM(BaseEmbedder):
         NaN beyond a text's end. Where a model has an attention sink, the first position shows it.
         """
         listed, _ = as_list(texts)
-        columns = Request.of(self, layers, "mean").columns
+        columns = Request.of(self, layers).columns
         result = np.full((len(listed), len(columns), positions), np.nan, np.float32)
         sequences, _ = self._read(listed, Prompt(), positions)
         lengths = np.minimum([len(ids) for ids in sequences], positions)

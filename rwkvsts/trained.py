@@ -7,22 +7,12 @@ that the model's own pooling is used, and that what it has not is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .embedder import (
-    BaseEmbedder,
-    FloatArray,
-    Layer,
-    Layers,
-    Request,
-    as_list,
-    check_range,
-    check_texts,
-)
+from .embedder import MOST_ROWS, BaseEmbedder, FloatArray, Layer, Request, check_range, check_texts
 from .errors import CheckpointError
 
 BATCH = 32  # texts of a pass by default
@@ -31,7 +21,16 @@ BATCH = 32  # texts of a pass by default
 class Trained(BaseEmbedder):
     """A model of sentence-transformers, an `Embedder`; make one with `from_pretrained`.
 
-    model : a `sentence_transformers.SentenceTransformer`
+    model : a `sentence_transformers.SentenceTransformer`; it is not changed
+
+    What `encode` does here:
+
+    layers, pooling : "final" and "own", the model's own, are all there is
+    prompt : put around each text, and read and pooled with it, as these models are trained
+    max_length : tokens after which a text is cut, the model's special tokens among them; default
+        and upper limit: the model's own
+    batch_tokens : tokens of a pass, counted as if every text were of the greatest length
+    skip_first : refused: these models pool by their own rule
     """
 
     layers: tuple[Layer, ...] = ("final",)
@@ -114,59 +113,36 @@ class Trained(BaseEmbedder):
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
         return {"weights": weights, "workspace": 0, "peak": weights}
 
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        layers: Layers | None = None,
-        pooling: str = "own",
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        normalize: bool = False,
-        show_progress: bool | None = None,
-        out: FloatArray | None = None,
-        *,
-        skip_first: bool = False,
-    ) -> FloatArray:
-        """Embed texts: float32 [S, C].
-
-        Parameters
-        ----------
-        texts : one text or many
-        layers, pooling : "final" and "own", the model's own, are all there is
-        prompt : put around each text, and read and pooled with it, as these models are trained
-        max_length : tokens after which a text is cut, the model's special tokens among them;
-            default and upper limit: the model's own
-        batch_tokens : tokens of a pass, counted as if every text were of the greatest length
-        normalize, show_progress, out : as for every model
-        skip_first : refused: these models pool by their own rule
-        """
-        if skip_first:
-            raise ValueError("skip_first: a trained embedder pools by its own rule")
-        request = Request.of(
-            self, layers, pooling, prompt, max_length, batch_tokens, normalize, show_progress, out
-        )
-        return self._embed(*as_list(texts), request)
-
     def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
+        if request.skip_first:
+            raise ValueError("skip_first: a trained embedder pools by its own rule")
         check_texts(texts)
         result, rows = request.result(axes, self.width)
         if not texts:
             return result
-        own = int(self._model.max_seq_length)
-        check_range("max_length", request.max_length, 1, own)
-        longest = request.max_length or own
-        self._model.max_seq_length = longest
+        own = self._model.max_seq_length
+        limit = int(own) if own is not None and np.isfinite(own) else MOST_ROWS
+        check_range("max_length", request.max_length, 1, limit)
+        longest = request.max_length or limit
+        cut = self._cut_at(longest) if longest < limit else {}
         tokens = request.batch_tokens or BATCH * longest
-        try:
-            found = self._model.encode(
-                [request.prompt.around(text) for text in texts],
-                batch_size=max(1, tokens // longest),
-                show_progress_bar=bool(request.show_progress),
-                convert_to_numpy=True,
-            )
-        finally:
-            self._model.max_seq_length = own
+        found = self._model.encode(
+            [request.prompt.around(text) for text in texts],
+            batch_size=max(1, tokens // longest),
+            show_progress_bar=bool(request.show_progress),
+            convert_to_numpy=True,
+            **cut,
+        )
         rows[:] = np.asarray(found, np.float32)[:, None]
         request.finish(rows)
         return result
+
+    def _cut_at(self, max_length: int) -> dict[str, Any]:
+        """How this call cuts texts: the model's own length is its owner's, and of other threads."""
+        first = self._model[0]
+        if not any(hasattr(part, "processing_kwargs") for part in first.modules()):
+            raise ValueError(
+                f"max_length={max_length}: {type(first).__name__}, which reads the texts of this "
+                "model, is no transformer and cuts by its own rule alone: leave max_length out"
+            )
+        return {"processing_kwargs": {"text": {"max_length": max_length, "truncation": True}}}

@@ -129,13 +129,15 @@ def test_containers_that_are_no_lists_of_ids(tiny: RWKV, ids: Any, message: str)
         ({"layers": "0"}, ValueError, "layer '0': this model holds layers 0"),
         ({"layers": {0, 1}}, TypeError, r"layers=\{0, 1\}: expected a layer or a list"),
         ({"layers": [[0]]}, ValueError, r"layer \[0\]: this model holds"),
-        ({"pooling": None}, ValueError, "pooling=None: expected one of mean"),
+        ({"pooling": 3}, ValueError, "pooling=3: expected one of mean"),
     ],
 )
 def test_options_of_encode(tiny: RWKV, options: dict[str, Any], kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         tiny.encode(["a text"], **{"layers": 0, **options})
     assert tiny.encode(["a text"], layers=np.int64(0), max_length=np.int32(3)).shape == (1, 64)
+    first, mean = (tiny.encode("a text", pooling=pooling) for pooling in (None, "mean"))
+    assert first.tobytes() == mean.tobytes()
 
 
 def test_braces_that_are_no_place_stand_as_they_are(tiny: RWKV) -> None:

@@ -60,7 +60,32 @@ def test_its_vectors_are_the_librarys(model: Trained, folder: Path) -> None:
         model.encode(TEXTS, prompt="h {text} g"), plain.encode([f"h {t} g" for t in TEXTS])
     )
     np.testing.assert_allclose(model.encode("a b c d", max_length=2), plain.encode("a b"))
-    assert model.encode(TEXTS).tobytes() == model.encode(TEXTS).tobytes()  # the length was put back
+
+
+def test_the_owners_model_stays_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for the time of a call: another thread may be in one of its own."""
+    owned = library.SentenceTransformer(str(folder), device="cpu")
+    during: list[int] = []
+    forward = owned.forward
+    monkeypatch.setattr(
+        owned, "forward", lambda *a, **k: during.append(owned.max_seq_length) or forward(*a, **k)
+    )
+    m = Trained(owned)
+    np.testing.assert_allclose(m.encode("a b c d", max_length=2), owned.encode("a b"))
+    assert during == [32, 32]
+    np.testing.assert_allclose(m.encode("a b c d"), owned.encode("a b c d"))
+
+
+def test_averages_of_word_vectors_are_not_cut() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    table = modules.StaticEmbedding(words, embedding_weights=np.eye(2, dtype=np.float32))
+    m = Trained(library.SentenceTransformer(modules=[table], device="cpu"))
+    np.testing.assert_allclose(m.encode("a b b b"), [0.25, 0.75])
+    with pytest.raises(ValueError, match="StaticEmbedding, .* no transformer .* leave max_length"):
+        m.encode("a b b b", max_length=2)
 
 
 def test_shapes_and_identity(model: Trained, folder: Path) -> None:
