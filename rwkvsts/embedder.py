@@ -30,6 +30,7 @@ Layer = int | Literal["final", "retr", "sts", "cls"]
 NAMED_LAYERS: tuple[Layer, ...] = ("final", "retr", "sts", "cls")  # the last three of EmbeddingRWKV
 Layers = Layer | Sequence[Layer]
 FloatArray = NDArray[np.float32]
+Ids = Sequence[int] | NDArray[np.integer[Any]]  # of one sequence
 
 POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
 MOST_ROWS = 2**24  # tokens of a pass that the core takes
@@ -158,7 +159,7 @@ class BaseEmbedder:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         layers: Layers | None = None,
         pooling: str | None = None,
         prompt: str | None = None,
@@ -314,7 +315,7 @@ def _scale(rows: FloatArray) -> None:
     np.divide(rows, length, out=rows, where=length > 0)
 
 
-def as_list(texts: str | Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
+def as_list(texts: str | Iterable[str]) -> tuple[list[str], tuple[int, ...]]:
     """Texts as a list, and the first axes of the result: none for one str."""
     if isinstance(texts, str):
         return [texts], ()

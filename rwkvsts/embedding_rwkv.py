@@ -8,7 +8,7 @@ an embedding depends on its text alone: in the models' own code padding runs thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -102,7 +102,7 @@ class EmbeddingRWKV(RWKV7):
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         layers: Layers | None = None,
         pooling: str | None = None,
         prompt: str | None = None,

@@ -8,7 +8,7 @@ one model may be used by several threads at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,6 +22,7 @@ from .embedder import (
     POOLING,
     BaseEmbedder,
     FloatArray,
+    Ids,
     Layer,
     Layers,
     Request,
@@ -220,7 +221,7 @@ class RWKV(BaseEmbedder):
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         layers: Layers | None = None,
         pooling: str | None = None,
         prompt: str | None = None,
@@ -275,7 +276,7 @@ class RWKV(BaseEmbedder):
 
     def encode_ids(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Iterable[Ids],
         layers: Layers | None = None,
         pooling: str | None = None,
         max_length: int | None = None,
@@ -312,7 +313,7 @@ class RWKV(BaseEmbedder):
         request = Request.of(self, layers, pooling, prompt, max_length, batch_tokens, normalize)
         return self._reader(*self._reading(request))
 
-    def state(self, prefix: str | Sequence[int], state: State | None = None) -> State:
+    def state(self, prefix: str | Ids, state: State | None = None) -> State:
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
@@ -321,8 +322,8 @@ class RWKV(BaseEmbedder):
 
     def branch(
         self,
-        texts: str | Sequence[str],
-        suffixes: Sequence[str],
+        texts: str | Iterable[str],
+        suffixes: Iterable[str],
         layers: Layers | None = None,
         pooling: str = "last",
         prompt: str | None = None,
@@ -379,7 +380,7 @@ class RWKV(BaseEmbedder):
 
     def encode_states(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         layers: Layers | None = None,
         width: int | None = 1024,
         prompt: str | None = None,
@@ -419,7 +420,7 @@ class RWKV(BaseEmbedder):
         return result
 
     def norms(
-        self, texts: str | Sequence[str], layers: Layers | None = None, positions: int = 16
+        self, texts: str | Iterable[str], layers: Layers | None = None, positions: int = 16
     ) -> FloatArray:
         """Lengths of the stream at the first tokens: float32 [S, len(layers), positions].
 

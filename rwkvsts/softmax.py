@@ -11,7 +11,7 @@ depends on the number of rows. In float32 that is some 1e-6 of a row's length a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from .batch import Bar, check_left, from_ids, warn_of_rows
 from .embedder import (
     BaseEmbedder,
     FloatArray,
+    Ids,
     Layer,
     Layers,
     Prompt,
@@ -188,7 +189,7 @@ class CausalLM(BaseEmbedder):
 
     def encode_ids(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Iterable[Ids],
         layers: Layers | None = None,
         pooling: str | None = None,
         max_length: int | None = None,
@@ -211,7 +212,7 @@ class CausalLM(BaseEmbedder):
         return self._encode("ids", sequences, [0] * len(listed), (len(listed),), request)
 
     def norms(
-        self, texts: Sequence[str], layers: Layers | None = None, positions: int = 16
+        self, texts: str | Iterable[str], layers: Layers | None = None, positions: int = 16
     ) -> FloatArray:
         """Lengths of the stream at the first tokens: float32 [S, len(layers), positions].
 
