@@ -61,10 +61,12 @@ FLA_NAMES = {
 class Ours:
     """What a peer is held against."""
 
-    rate: float  # tokens per second
+    seconds: Callable[[], float]  # of one more call for all sentences
+    tokens: int  # of all sentences
     pair: float  # seconds
     rows: np.ndarray  # [S, layers, C]
     final: np.ndarray  # [SAMPLE, C]
+    rates: list[float] = field(default_factory=list)  # tokens per second, of all turns
     peers: list[dict[str, Any]] = field(default_factory=list)  # rows for bench/table.py
 
 
@@ -256,13 +258,13 @@ def measure_fla(
     every()
     warm = time.perf_counter() - start
     torch.cuda.reset_peak_memory_stats()
-    rate = sum(map(len, ids)) / seconds(every, repeats)
+    rates = in_turns(every, sum(map(len, ids)), ours, repeats)
     peak = torch.cuda.max_memory_allocated()
     pairs = (ids[i : i + 2] for i in itertools.count(0, 2))
     pair = seconds(lambda: run(next(pairs)).cpu(), 20)
     rows = np.empty_like(ours.rows)
     rows[order] = host.numpy()
-    line(name, rate, pair, peak, ours)
+    line(name, rates, pair, peak, ours)
     layers = " ".join(f"{c:.5f}" for c in lowest_cosine(rows, ours.rows))
     print(f"    lowest cosine to our rows, by layer: {layers}; tuned in {warm:.0f} s", flush=True)
 
@@ -311,11 +313,12 @@ def peers_rwkv(tensors: Tensors, size: Size, ids: Ids, ours: Ours) -> None:
 
     rows = np.stack([encode(one) for one in few])  # and warm
     torch.cuda.reset_peak_memory_stats()
-    rate = sum(map(len, few)) / seconds(lambda: [encode(one) for one in few], 2)
+    tokens = sum(map(len, few))
+    rates = in_turns(lambda: [encode(one) for one in few], tokens, ours, 3)
     peak = torch.cuda.max_memory_allocated()
     pair = seconds(lambda: [encode(one) for one in few[:2]], 10)
     name = f"rwkv {version('rwkv')}, a sentence a call ({len(few)} of them)"
-    line(name, rate, pair, peak, ours, "float16")
+    line(name, rates, pair, peak, ours, "float16")
     print(f"    lowest cosine to our rows of ln_out: {lowest_cosine(rows, ours.final):.5f}")
 
 
@@ -332,20 +335,34 @@ def seconds(what: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
+def in_turns(theirs: Callable[[], Any], tokens: int, ours: Ours, repeats: int) -> list[float]:
+    """Tokens per second of each of their turns; ours go to `ours.rates`, the latest last."""
+    ours.seconds()  # neither's first turn counts, and theirs has been
+    rates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        theirs()
+        rates.append(tokens / (time.perf_counter() - start))
+        ours.rates.append(ours.tokens / ours.seconds())
+    return rates
+
+
 def line(
-    name: str, rate: float, pair: float, peak: int, ours: Ours, dtype: str = "bfloat16"
+    name: str, rates: list[float], pair: float, peak: int, ours: Ours, dtype: str = "bfloat16"
 ) -> None:
-    row = {"program": name, "dtype": dtype, "tokens/s": [rate], "pair ms": [1e3 * pair]}
+    """A line of a peer, and its row; its rate is held against ours of the same turns."""
+    row = {"program": name, "dtype": dtype, "tokens/s": rates, "pair ms": [1e3 * pair]}
     ours.peers.append({**row, "peak bytes": peak})
+    rate, own = statistics.median(rates), statistics.median(ours.rates[-len(rates) :])
     print(
-        f"{name}: {rate:,.0f} tokens/s, we {ours.rate / rate:.2f} times that; a pair "
-        f"{1e3 * pair:.1f} ms, we {pair / ours.pair:.1f} times faster; peak {peak / 1e9:.2f} GB",
+        f"{name}: {rate:,.0f} tokens/s, we in turns {own:,.0f}, {own / rate:.2f} times that; a pair"
+        f" {1e3 * pair:.1f} ms, we {pair / ours.pair:.1f} times faster; peak {peak / 1e9:.2f} GB",
         flush=True,
     )
 
 
 def measure(
-    tensors: Tensors, size: Size, layers: Sequence[int], ids: Ids, ours: Ours, repeats: int = 3
+    tensors: Tensors, size: Size, layers: Sequence[int], ids: Ids, ours: Ours, repeats: int = 7
 ) -> None:
     """Every peer that is here, one after the other, its memory given back before the next."""
     here = str(Path(__file__).resolve().parent)
