@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from . import _core, batch
 from .embedder import FloatArray, Layer, Layers, Request, as_list
 from .errors import CheckpointError
-from .model import RWKV7, State
+from .model import RWKV7
 from .opening import Opened, Options
 from .progress import Show
+from .states import State
 
 EOS = 65535
 # Heads for retrieval, similarity, classification; the default first.

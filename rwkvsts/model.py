@@ -8,19 +8,16 @@ one model may be used by several threads at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _core, batch
 from .embedder import (
     MOST_ROWS,
-    POOLING,
-    BaseEmbedder,
     FloatArray,
     Ids,
     Layer,
@@ -28,37 +25,21 @@ from .embedder import (
     Request,
     as_list,
     check_range,
-    in_words,
     listed_items,
     middle_layer,
 )
 from .errors import CheckpointError
 from .opening import MaxLayer, Opened, Options, open_model, read_head
 from .progress import Show
-from .states import AT_A_TIME, State, state_bytes, vectors
-from .tokenizer import Tokenizer
+from .running import Config, Running
+from .states import State, vectors
 
-__all__ = ["PAPER_LAYERS", "POOLING", "RWKV", "RWKV6", "RWKV7", "Config", "Layer", "Layers"]
-__all__ += ["State"]
-
-PAPER_LAYERS: tuple[Layer, ...] = (1, 3, 5, 7, 9, 11)
+__all__ = ["RWKV", "RWKV6", "RWKV7", "Config", "State"]
 
 Model = TypeVar("Model", bound="RWKV")
 
 
-@dataclass(frozen=True)
-class Config:
-    """Sizes of a checkpoint, read off its tensors."""
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    head_size: int
-    n_ffn: int
-    n_vocab: int
-
-
-class RWKV(BaseEmbedder):
+class RWKV(Running):
     """A loaded RWKV model, an `Embedder`; make one with `rwkvsts.load` or `from_pretrained`.
 
     A model pickles and deep-copies as what it was opened from, and is opened again from there, on
@@ -74,11 +55,8 @@ class RWKV(BaseEmbedder):
     architecture: ClassVar[str] = "RWKV"
 
     def __init__(self, opened: Opened, options: Options | None = None) -> None:
-        self._core = opened.core
+        super().__init__(opened)
         self._options = options
-        self.tokenizer: Tokenizer | None = opened.tokenizer
-        self.config = Config(**opened.core.config)
-        self.n_blocks = opened.blocks
         self.device, self.dtype = opened.core.device, opened.dtype
         self.source = "" if options is None else os.fspath(options.source)
         self.revision = opened.revision
@@ -282,7 +260,7 @@ class RWKV(BaseEmbedder):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool | None = None,
+        show_progress: Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -317,8 +295,7 @@ class RWKV(BaseEmbedder):
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
-        read = batch.from_ids(self.config.n_vocab)([prefix], 0)
-        return State(*(array[0] for array in self._states(read, state)))
+        return self._after(prefix, state)
 
     def branch(
         self,
@@ -330,7 +307,7 @@ class RWKV(BaseEmbedder):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool | None = None,
+        show_progress: Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -387,7 +364,7 @@ class RWKV(BaseEmbedder):
         max_length: int | None = None,
         batch_tokens: int | None = None,
         normalize: bool = False,
-        show_progress: bool | None = None,
+        show_progress: Show = None,
         out: FloatArray | None = None,
         *,
         state: State | None = None,
@@ -445,113 +422,6 @@ class RWKV(BaseEmbedder):
             lambda: np.linalg.norm(streams, axis=-1)
         )
         return result
-
-    def _check_below(self, count: int, request: Request, what: str) -> None:
-        """ValueError for a layer asked for that is not among the first so many."""
-        for layer in (self.layers[i] for i in request.columns if i >= count):
-            held = in_words(self.layers[:count])
-            raise ValueError(f'layer "{layer}" has no {what}: name one of {held}')
-
-    def _reading(self, request: Request) -> tuple[batch.Prepare, Request]:
-        """How each text is read, and the request from the state after the prompt's prefix."""
-        tokenizer = self._need_tokenizer()
-        if before := request.prompt.before:
-            request = replace(request, state=self.state(before, request.state))
-        skips = request.skip_first and request.state is None
-        return batch.from_texts(tokenizer, request.max_length, request.prompt, skips), request
-
-    def _states_of(
-        self, texts: list[str], prepare: batch.Prepare, request: Request
-    ) -> Iterator[tuple[int, State]]:
-        """The states after some texts at a time, and the place of the first of them."""
-        step = max(1, AT_A_TIME // state_bytes(self.n_blocks, self.width, self.config.head_size))
-        with batch.Bar(len(texts), request.show_progress) as bar:
-            for first in range(0, len(texts), step):
-                read = prepare(texts[first : first + step], first)
-                bar.expect(first, len(read.ids))
-                yield first, self._states(read, request.state, request.batch_tokens)
-                bar.update(len(read))
-
-    def _states(
-        self, read: batch.Batch, state: State | None, batch_tokens: int | None = None
-    ) -> State:
-        """The states after sequences, [S, ...] each array."""
-        none, limit = np.empty(0, np.int32), batch_tokens or 0
-        last = self._core.run(read.ids, read.start, none, 0, None, state, True, limit, None)
-        return State(*last)
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise ValueError("the model was loaded with tokenizer=None: use encode_ids")
-        return self.tokenizer
-
-    def _embed(self, texts: list[Any], axes: tuple[int, ...], request: Request) -> FloatArray:
-        prepare, request = self._reading(request)
-        return self._encode(texts, axes, prepare, request)
-
-    def _encode(
-        self, items: list[Any], axes: tuple[int, ...], prepare: batch.Prepare, request: Request
-    ) -> FloatArray:
-        """The embeddings of texts or lists of ids; `axes` as in `_embed`."""
-        result, rows = request.result(axes, self.width)
-        if items:
-            self._reader(prepare, request).fill(items, rows, request.show_progress)
-        return result
-
-    def _reader(self, prepare: batch.Prepare, request: Request) -> batch.Reader:
-        def run(
-            read: batch.Batch, rows: FloatArray, first: int, more: bool, progress: batch.Progress
-        ) -> int:
-            done, finite = self._fill(read, first, request, rows, progress, more)
-            rows = rows[:done]
-            if not finite:
-                batch.warn_of_rows(rows, first, [self.layers[i] for i in request.columns])
-            request.finish(rows)
-            return done
-
-        return batch.Reader(prepare, run, (len(request.columns), self.width))
-
-    def _fill(
-        self,
-        read: batch.Batch,
-        first: int,
-        request: Request,
-        rows: FloatArray,
-        progress: batch.Progress,
-        more: bool,
-    ) -> tuple[int, bool]:
-        """Fill the rows of the items from `first` on: how many, and whether all are finite."""
-        return self._run(read, request, rows, progress, more=more)
-
-    def _run(
-        self,
-        read: batch.Batch,
-        request: Request,
-        rows: FloatArray,
-        progress: batch.Progress | None = None,
-        origin: NDArray[np.int64] | None = None,
-        more: bool = False,
-    ) -> tuple[int, bool]:
-        """Fill the pooled rows of sequences: how many, and whether all of them are finite.
-
-        origin : [S], which of the request's states each starts from; None where that is one state
-        more : sequences that would not fill a pass are left
-        """
-        done, finite = self._core.run(
-            read.ids,
-            read.start,
-            np.array(request.columns, np.int32),
-            POOLING.index(request.pooling),
-            rows,
-            request.state,
-            False,
-            request.batch_tokens or 0,
-            progress,
-            read.skip,
-            origin,
-            more,
-        )
-        return int(done), bool(finite)
 
 
 class RWKV6(RWKV):

@@ -13,7 +13,7 @@ import reference
 from tinymodel import error, load, random_ids, random_weights
 from tinymodel7 import load7, random_weights7
 
-import rwkvsts.model
+import rwkvsts.running
 from rwkvsts import RWKV
 from rwkvsts.states import vectors
 
@@ -114,7 +114,7 @@ def test_branches_over_many_texts(model: RWKV, monkeypatch: pytest.MonkeyPatch) 
     texts = [f"text {i} " * (1 + i % 4) for i in range(11)]
     suffixes = ["a", "bcd", "efghijkl"]
     expected = model.branch(texts, suffixes, [0, 2], prompt="{text};{text}", normalize=True)
-    monkeypatch.setattr(rwkvsts.model, "AT_A_TIME", 4 * 3 * 64 * 66 * 5)
+    monkeypatch.setattr(rwkvsts.running, "AT_A_TIME", 4 * 3 * 64 * 66 * 5)
     for limit in (None, 1, 7, 100):
         found = model.branch(
             texts, suffixes, [0, 2], prompt="{text};{text}", normalize=True, batch_tokens=limit
@@ -174,7 +174,7 @@ def test_a_states_vector_does_not_depend_on_the_batch(
     model: RWKV, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.encode_states(TEXTS, [2, 0], 100, prompt="say {text}", normalize=True)
-    monkeypatch.setattr(rwkvsts.model, "AT_A_TIME", 1)
+    monkeypatch.setattr(rwkvsts.running, "AT_A_TIME", 1)
     together = model.encode_states(TEXTS, [2, 0], 100, prompt="say {text}", normalize=True)
     assert together.tobytes() == expected.tobytes()
     for row, text in zip(expected, TEXTS, strict=True):

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 from .. import corpus, device
-from ..embedder import NAMED_LAYERS
+from ..embedder import NAMED_LAYERS, POOLING, Layer
 from ..errors import DataError
-from ..model import POOLING, RWKV, Layer
+from ..model import RWKV
 from ..opening import highest
 from ..tokenizer import KINDS
 

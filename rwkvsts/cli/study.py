@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .. import study
 from ..data.catalogue import DATA_SETS, find
+from ..embedder import Layer
 from ..errors import DataError
-from ..model import Layer
 from ..study import folder, report
 from ..study.settings import BASELINES, POOLINGS, POSTS, PROMPTS, RECIPES, AllLayers
 from ..tokenizer import KINDS

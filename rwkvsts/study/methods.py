@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Pairs
-from ..model import PAPER_LAYERS, Layer
-from .settings import OWN, PROMPTS, STEPS, Reading
+from ..embedder import Layer
+from .settings import OWN, PAPER_LAYERS, PROMPTS, STEPS, Reading
 
 _LONGEST_PROMPT = 24
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Pairs
+from ..embedder import Layer
 from ..files.writing import remove_left, replacing
-from ..model import Layer
 from ..progress import bar
 from . import cost, postprocess, statistics
 from .methods import digest

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model import PAPER_LAYERS, Layer
+from ..embedder import Layer
 from .methods import Method, Published
+from .settings import PAPER_LAYERS
 
 PAPER = "arXiv 2502.14620"
 # The sizes of RWKV/v6-Finch-1B6-HF: a local copy of the paper's model has any name.

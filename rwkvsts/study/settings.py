@@ -13,9 +13,9 @@ from typing import Literal
 
 from ..embedder import PLACE, POOLING, Layer
 from ..errors import DataError
-from ..model import PAPER_LAYERS
 
 AllLayers = Literal["all"]
+PAPER_LAYERS: tuple[Layer, ...] = (1, 3, 5, 7, 9, 11)
 
 BAR = "|"  # cuts endings off a prompt
 # Prompts that have a name. The echo reads the text twice and pools the second reading. metaeol has

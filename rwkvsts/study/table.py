@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model import Layer
+from ..embedder import Layer
 from . import statistics
 from .methods import Method, PairSet, Published, Scored, System
 from .statistics import Difference, Estimate
