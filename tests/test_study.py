@@ -478,6 +478,9 @@ def test_models_go_by_what_tells_them_apart() -> None:
     names = experiment.model_names
     assert names(("demo", "RWKV/v6-Finch-1B6-HF")) == ["demo", "v6-Finch-1B6-HF"]
     assert names(("/a/one/model.pth", "/a/two/model.pth")) == ["one/model.pth", "two/model.pth"]
+    assert names(("org/m@v1", "other/n")) == ["m", "n"]
+    assert names(("org/m@v1", "org/m@refs/pr/1", "org/m")) == ["m@v1", "m@refs/pr/1", "m"]
+    assert names(("a/m@v1", "b/m@v1")) == ["a/m", "b/m"]
 
 
 def test_graded_labels_have_no_auc(

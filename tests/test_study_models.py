@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hubserver import Repo, serve
+from huggingface_hub import constants
 from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
@@ -85,6 +87,36 @@ def test_a_file_is_chosen_of_several(tmp_path: Path) -> None:
         assert models.open_model(config, str(tmp_path), [reading]).width == width
     with pytest.raises(DataError, match="file speaks of one model, and 2 are given"):
         StudyConfig(models=("a", "b"), file="small.safetensors")
+
+
+def test_each_repository_has_its_own_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit of one is none of the other; what names no revision has the study's."""
+    files = {}
+    for width in (64, 128, 192):
+        write_safetensors(tmp_path / "model.safetensors", random_weights(L=1, C=width, V=256))
+        files[width] = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    one, other, third = "1" * 40, "2" * 40, "3" * 40
+    repos = {
+        "org/one": Repo({one: files[64], third: files[192]}, {"main": third}),
+        "org/other": Repo({other: files[128], third: files[192]}, {"main": third}),
+    }
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    sources = (f"org/one@{one}", f"org/other@{other}", "org/other")
+    config = StudyConfig(models=sources, cache_dir=tmp_path / "hub", device="cpu", revision="main")
+    reading = Reading("bytes", layers=(0,))
+    with serve(repos) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert [models.kind_of(config, source) for source in sources] == ["rwkv"] * 3
+        opened = [models.open_model(config, source, [reading]) for source in sources]
+    assert [m.width for m in opened] == [64, 128, 192]
+    assert [(m.source, m.revision) for m in opened[:2]] == [("org/one", one), ("org/other", other)]
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "m@v1").touch()
+    monkeypatch.chdir(tmp_path)
+    assert models.pinned("org/m@v1") == ("org/m@v1", None)  # a file of that name
 
 
 def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:

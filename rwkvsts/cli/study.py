@@ -37,10 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         action="append",
-        help="demo; a file, folder or repository of RWKV, transformers or sentence-transformers; "
-        "may be repeated",
+        help="demo; a file, folder or repository of RWKV, transformers or sentence-transformers, "
+        "org/name or org/name@revision; may be repeated",
     )
-    add("--revision", help="branch, tag or commit of the repository")
+    add("--revision", help="branch, tag or commit of the repositories that name none")
     add_file_options(parser)
     add("--task", type=_tasks, help=f"of {', '.join(DATA_SETS)}; or org/name, laid out as mteb's")
     add("--pairs", type=Path, action="append", help="your own: .tsv, .csv, .jsonl, .parquet")

@@ -206,12 +206,21 @@ def splits_of(config: StudyConfig, task: str) -> tuple[str, ...]:
 
 
 def model_names(sources: tuple[str, ...]) -> list[str]:
-    """A short name for each model: the end of its path, as much of it as tells them apart."""
-    parts = [Path(source).parts for source in sources]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
+    """A short name for each model: the end of its path, as much of it as tells them apart.
+
+    Two revisions of a repository are told apart by these.
+
+    >>> model_names(("org/model", "other/model")), model_names(("org/model@v1", "org/model@v2"))
+    (['org/model', 'other/model'], ['model@v1', 'model@v2'])
+    """
+    found = [models.pinned(source) for source in sources]
+    parts = [Path(source).parts for source, _ in found]
+    marks = [f"@{revision}" if revision else "" for _, revision in found]
+    names = list(sources)
+    for count in range(max(map(len, parts)), 0, -1):
+        plain = ["/".join(part[-count:]) for part in parts]
+        marked = [name + mark for name, mark in zip(plain, marks, strict=True)]
+        names = next((x for x in (plain, marked) if len(set(x)) == len(x)), names)
     return names
 
 

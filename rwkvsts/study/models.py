@@ -9,18 +9,32 @@ no deeper than its readings ask for, and is asked for nothing that its kind has 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..embedder import Embedder
 from ..errors import DataError, HubError
-from ..files.hub import fetch
+from ..files.hub import REPO_ID, fetch
 from ..model import RWKV
 from ..opening import highest
 from .settings import JOINING, OWN, STATE, Reading, StudyConfig, endings, readings
 
 Kind = Literal["rwkv", "softmax", "trained"]
+PINNED = re.compile(rf"(?P<repo>{REPO_ID.pattern})@(?P<revision>\S+)")
+
+
+def pinned(source: str) -> tuple[str, str | None]:
+    """A source, and the revision that it names behind an @; what exists on this disk is a path.
+
+    >>> pinned("RWKV/v6-Finch-1B6-HF@main"), pinned("demo")
+    (('RWKV/v6-Finch-1B6-HF', 'main'), ('demo', None))
+    """
+    found = PINNED.fullmatch(source)
+    if found is None or Path(source).exists():
+        return source, None
+    return found["repo"], found["revision"]
 
 
 def readings_of(config: StudyConfig, source: str) -> list[Reading]:
@@ -51,8 +65,9 @@ def _as_has(kind: Kind, reading: Reading) -> Reading | None:
 
 def open_model(config: StudyConfig, source: str, group: list[Reading]) -> Embedder:
     """The model for readings of one tokenizer, no deeper than their highest layer."""
+    source, revision = pinned(source)
     how: dict[str, Any] = {
-        "revision": config.revision,
+        "revision": revision or config.revision,
         "device": config.device,
         "cache_dir": _path(config.cache_dir),
         "local_files_only": config.local_files_only,
@@ -104,10 +119,11 @@ def _content(config: StudyConfig, source: str, name: str) -> Any:
 
 
 def _fetch(config: StudyConfig, source: str, name: str) -> Path:
+    repo, revision = pinned(source)
     return fetch(
-        source,
+        repo,
         name,
-        revision=config.revision,
+        revision=revision or config.revision,
         cache_dir=_path(config.cache_dir),
         local_files_only=config.local_files_only,
     )

@@ -79,7 +79,7 @@ class Reading:
 class StudyConfig:
     """What to run.
 
-    models : "demo", files, folders or repositories
+    models : "demo", files, folders or repositories, each perhaps with its own "@revision"
     tasks : data sets by name, or repositories in the layout of mteb/sts12-sts
     pairs : files of one's own pairs, each a task of its own
     columns : names of their two sentences and the label
@@ -90,6 +90,7 @@ class StudyConfig:
     recipe : of `RECIPES`; replaces tokenizers, layers and the combinations
     splits : None takes the paper's for MRPC and the reported ones elsewhere
     glove : None takes the bundled word vectors
+    revision : of the repositories that name none
     file, vocabulary : of the one model, where its folder or repository holds several
     max_length : tokens; 128 is the paper's
     timed_pairs : run one by one for the time a pair; 0 times nothing
