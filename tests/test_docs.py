@@ -1,10 +1,12 @@
-"""The documentation is true where a program can tell: links lead somewhere, named files exist.
+"""The documentation is true where a program can tell: links lead somewhere, examples run.
 
 The slow test builds the pages with every warning an error; it needs the extra `docs`.
 """
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 import subprocess
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import rwkvsts
 from rwkvsts.cli.main import _parser
 
+PACKAGE = Path(rwkvsts.__file__).parent
+EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text("utf-8")]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("rwkvsts/assets/*.md")]
 FOLDERS = ("csrc", "rwkvsts", "tests", "bench", "tools", "docs", ".github")
@@ -56,6 +61,17 @@ def test_commands_in_blocks_are_taken(page: Path) -> None:
                 script = (ROOT / words[1]).read_text("utf-8")
                 options = [word for word in words[2:] if word.startswith("--")]
                 assert not [option for option in options if f'"{option}"' not in script], command
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_examples_in_docstrings_run(path: Path) -> None:
+    place = path.relative_to(PACKAGE.parent).with_suffix("")
+    name = ".".join(place.parts).removesuffix(".__init__")
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(str(error))  # it names the extra that is not installed
+    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.slow
