@@ -339,11 +339,12 @@ static __device__ __forceinline__ void add_parts(struct by_token<ROWS> &sum, con
     add(sum, a.high, m[1][threadIdx.x % 32]);
 }
 
-/* held += S A^T; y += S R^T where there is an r */
+/* held += S A^T; y += S R^T where there is an r. The lower parts of S are summed apart: two short chains, not a long one. */
 template <bool READS, int ROWS>
 static __device__ __forceinline__ void add_state(struct by_token<ROWS> &held, struct by_token<ROWS> &y,
                                                  const struct head_state<ROWS> &state, const struct step *m,
                                                  const struct tile *full) {
+    struct by_token<ROWS> lower = {};
 #pragma unroll
     for (int s = 0; s < HEAD / 16; s++) {
         uint32_t away[4], r[4];
@@ -356,11 +357,15 @@ static __device__ __forceinline__ void add_state(struct by_token<ROWS> &held, st
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 multiply(held.c[i][n], high, away[2 * n], away[2 * n + 1]);
-                multiply(held.c[i][n], low, away[2 * n], away[2 * n + 1]);
+                multiply(lower.c[i][n], low, away[2 * n], away[2 * n + 1]);
                 if (READS) multiply(y.c[i][n], high, r[2 * n], r[2 * n + 1]);
             }
         }
     }
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int e = 0; e < 8; e++) held.c[i][e / 4][e % 4] += lower.c[i][e / 4][e % 4];
 }
 
 /* S = (S + v^T K + U^T B) diag(e_15) */
@@ -417,9 +422,9 @@ static __device__ __forceinline__ void pass_tile(const struct step *m, struct ti
     struct left<ROWS> parts;
 #pragma unroll
     for (int i = 0; i < ROWS; i++) block<TRANSPOSED_LEFT>(v[i], m->v, ROWS * warp + i);
-    if (started) add_state<READS>(held, y, state, m, full);
-    add_exact(held, v, m->removes_written);
+    add_exact(held, v, m->removes_written); /* first what need not wait for the state */
     if (READS) add_exact(y, v, full->reads_written);
+    if (started) add_state<READS>(held, y, state, m, full);
     pack_left(parts, held);
     add_parts(removed, parts, m->solve);
     pack_left(parts, removed);
