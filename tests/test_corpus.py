@@ -24,7 +24,7 @@ from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
 from rwkvsts import RWKV6, DataError, cli, corpus
-from rwkvsts.corpus import blocks, job, meter, options, overlap, readers
+from rwkvsts.corpus import blocks, job, meter, options, output, overlap, readers
 
 TEXTS = [f"text {i}: {'long ' * (i % 7)}end \u2028 {'ünï'[: i % 4]}" for i in range(40)]
 
@@ -359,11 +359,9 @@ class TestOutput:
         assert np.array_equal(np.load("x.npy"), expected)
 
     def test_float16_refuses_what_does_not_fit(self) -> None:
-        block = types.SimpleNamespace(empty=np.zeros(1, bool))
         rows = np.array([[[1.0, 7e4]]], np.float32)
         with pytest.raises(DataError, match="holds 70000, float16 ends at 65504"):
-            options_half = corpus.Options(layers=(1,), dtype="float16")
-            job.narrow(block, rows, options_half)
+            output.narrow(rows, "float16")
 
     def test_a_column_of_the_input_must_not_hide_a_layer(self, model: RWKV6) -> None:
         write_jsonl(Path("a.jsonl"), [{"text": "a", "layer_1": 3}])

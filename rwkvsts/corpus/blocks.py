@@ -202,20 +202,23 @@ def prepare(
     tokenize : of the model's `Reader`
     """
     size = lengths(table, columns)
-    there = size > 0
+    empty = size == 0
     texts = [text for text in table.column(columns.text).to_pylist() if text]
     read = tokenize(texts, 0) if texts else Batch.none()
-    tokens = np.diff(read.start) if read.lengths is None else read.lengths
-    cut_at = tokens.max(initial=0) if max_length is None else max_length
-    read_of = np.minimum(tokens, cut_at)
-    carried = table.select([columns.id or ROW, *columns.keep])
+    whole = np.diff(read.start) if read.lengths is None else read.lengths
+    tokens = whole if max_length is None else np.minimum(whole, max_length)
     counts = Counts(
-        len(table), int((~there).sum()), int((tokens > cut_at).sum()), int(read_of.sum())
+        rows=len(table),
+        empty=int(empty.sum()),
+        cut=int((whole > tokens).sum()),
+        tokens=int(tokens.sum()),
     )
-    of_texts = size[there]
-    if on_empty != "null":
-        carried, there = carried.filter(there), there[there]
-    return Block(read, carried, ~there, read_of, of_texts, counts)
+    carried = table.select([columns.id or ROW, *columns.keep])
+    if on_empty == "null":
+        rows_empty = empty
+    else:  # they are left out
+        carried, rows_empty = carried.filter(~empty), np.zeros(len(texts), bool)
+    return Block(read, carried, rows_empty, tokens, size[~empty], counts)
 
 
 def lengths(table: Table, columns: Columns) -> NDArray[np.int64]:

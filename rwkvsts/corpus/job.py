@@ -20,7 +20,7 @@ from ..batch import Batch, Reader
 from .blocks import Block, Counts, Survey, cut, prepare
 from .meter import Meter
 from .options import Options, identity
-from .output import Folder, Rows, narrow, npy_file, room_for
+from .output import Folder, Rows, npy_file, room_for, with_empty
 from .overlap import ahead
 
 READY = 2  # blocks read before they are computed
@@ -78,8 +78,8 @@ def to_npy(
     """
     check(model, options)
     width = len(options.layers), options.width(model)
-    rows = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
-    room_for(out, rows * width[0] * width[1] * np.dtype(options.dtype).itemsize)
+    written = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
+    room_for(out, written * width[0] * width[1] * np.dtype(options.dtype).itemsize)
     block_rows, _ = options.rows(model)
     reader, counts = reader_of(model, options, batch_tokens), Counts()
     with (
@@ -90,7 +90,7 @@ def to_npy(
 
         def write(block: Block, rows: Rows) -> None:
             nonlocal counts
-            npy.append(narrow(block, rows, options))
+            npy.append(with_empty(block, rows, options.dtype))
             counts = counts + block.counts
 
         _drain(embedded(blocks, reader, meter), options, write)

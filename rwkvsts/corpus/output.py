@@ -20,7 +20,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ class Folder:
     def append(self, block: Block, rows: Rows) -> None:
         """Write a block into the shard under way, which then stands if that was its last."""
         try:
-            with told(self._columns_path(len(self.shards))):
+            with naming_file(self._columns_path(len(self.shards))):
                 if self._under_way is None:
                     self._under_way = self._shard.enter_context(self._next())
                 shard = self._under_way
@@ -196,7 +195,7 @@ class Shard:
         if self._npy is None:
             columns += embedding_columns(block, rows, self._options)
         else:
-            self._npy.append(narrow(block, rows, self._options))
+            self._npy.append(with_empty(block, rows, self._options.dtype))
         table = pyarrow.table(columns, schema=self._schema)
         if len(table):
             self._writer.write_table(table, row_group_size=len(table))
@@ -243,30 +242,39 @@ def npy_file(path: Path, width: tuple[int, int], dtype: str, one: bool) -> Itera
 
     It is no memory map: a disk that fills under one ends the process without a word.
     """
-    with told(path), replacing(path) as part, open(part, "xb") as file:
+    with naming_file(path), replacing(path) as part, open(part, "xb") as file:
         npy = Npy(file, width[1:] if one else width, dtype)
         yield npy
         npy.finish()
 
 
-def narrow(block: Block, rows: Rows, options: Options) -> NDArray[Any]:
-    """Rows [carried rows, layers, C] of the output's dtype, NaN where a row is empty.
+def narrow(rows: Rows, dtype: str) -> NDArray[Any]:
+    """The rows of a block's texts in the output's dtype, [texts, layers, C].
 
     Raises
     ------
     DataError : a number does not fit into float16
     """
     with np.errstate(over="ignore"):
-        narrowed = rows.astype(options.dtype, copy=False)
-    if options.dtype == "float16" and not (np.isinf(narrowed) <= np.isinf(rows)).all():
+        narrowed = rows.astype(dtype, copy=False)
+    if dtype == "float16" and not (np.isinf(narrowed) <= np.isinf(rows)).all():
         largest = float(np.abs(rows[np.isfinite(rows)]).max())
         raise DataError(
             f"an embedding holds {largest:.6g}, float16 ends at 65504; choose --dtype-out float32, "
             "or --normalize"
         )
+    return narrowed
+
+
+def with_empty(block: Block, rows: Rows, dtype: str) -> NDArray[Any]:
+    """A row for each of the block's carried rows, [carried rows, layers, C]; NaN for an empty one.
+
+    Raises what `narrow` raises.
+    """
+    narrowed = narrow(rows, dtype)
     if not block.empty.any():
         return narrowed
-    whole = np.full((len(block.empty), *rows.shape[1:]), np.nan, options.dtype)
+    whole = np.full((len(block.empty), *rows.shape[1:]), np.nan, dtype)
     whole[~block.empty] = narrowed
     return whole
 
@@ -293,17 +301,18 @@ def embedding_columns(block: Block, rows: Rows, options: Options) -> list[Any]:
     """A list array for each layer, null where a row is empty."""
     import pyarrow
 
-    full = narrow(replace(block, empty=np.zeros(len(rows), bool)), rows, options)
-    ends = np.append(0, np.cumsum(~block.empty)) * full.shape[2]
+    narrowed = narrow(rows, options.dtype)
+    _, layers, C = narrowed.shape
+    bounds = np.append(0, np.cumsum(~block.empty)) * C  # where each list begins and the last ends
     columns = []
-    for at in range(full.shape[1]):
-        flat = pyarrow.array(np.ascontiguousarray(full[:, at]).ravel())
+    for layer in range(layers):
+        numbers = pyarrow.array(np.ascontiguousarray(narrowed[:, layer]).ravel())
         if options.on_empty == "null":
-            starts = pyarrow.array(ends.astype(np.int32))
+            offsets = pyarrow.array(bounds.astype(np.int32))
             mask = pyarrow.array(block.empty)
-            columns.append(pyarrow.ListArray.from_arrays(starts, flat, mask=mask))
+            columns.append(pyarrow.ListArray.from_arrays(offsets, numbers, mask=mask))
         else:
-            columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, full.shape[2]))
+            columns.append(pyarrow.FixedSizeListArray.from_arrays(numbers, C))
     return columns
 
 
@@ -356,8 +365,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """An operating system's error, in few words and with the file's name."""
+def naming_file(path: Path) -> Iterator[None]:
+    """Whatever the operating system refuses in the block is raised anew, short, with this path."""
     try:
         yield
     except OSError as error:
@@ -380,7 +389,7 @@ def _digest(about: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with told(path), replacing(path) as part:
+    with naming_file(path), replacing(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

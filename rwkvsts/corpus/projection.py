@@ -29,7 +29,7 @@ from ..embedder import FloatArray, Layer, to_unit_length
 from ..errors import DataError
 from ..files.writing import replacing
 from .options import PROBE
-from .output import told
+from .output import naming_file
 
 ROW_BITS = 23  # of a centred row's numbers, beside their sign: a float32's precision
 EXACT_BITS = 53  # whole numbers up to 2 ** 53 are exact in float64
@@ -136,7 +136,7 @@ class Projection:
 
     def save(self, path: Path) -> None:
         """Write a .npz file, whole or not at all."""
-        with told(path), replacing(path) as part, open(part, "wb") as file:
+        with naming_file(path), replacing(path) as part, open(part, "wb") as file:
             np.savez(
                 file,
                 allow_pickle=False,
