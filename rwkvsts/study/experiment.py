@@ -143,13 +143,7 @@ def assemble(
 def load_pairs(config: StudyConfig) -> list[Pairs]:
     """All splits of all tasks of the study, checked, before anything is computed."""
     found = [
-        datasets.load(
-            task,
-            split,
-            config.data,
-            cache_dir=config.cache_dir,
-            local_files_only=config.local_files_only,
-        )
+        _load(config, task, split)
         for task in config.tasks
         for split in splits_of(config, task) or (None,)
     ]
@@ -184,8 +178,7 @@ def train_sentences(config: StudyConfig, pairs: list[Pairs]) -> dict[str, list[s
     for name in names:
         train = [p for p in pairs if (p.name, p.split) == (name, "train")]
         if name in config.tasks and not train:
-            where = {"cache_dir": config.cache_dir, "local_files_only": config.local_files_only}
-            train = [datasets.load(name, "train", config.data, **where)]  # type: ignore[arg-type]
+            train = [_load(config, name, "train")]
         if not train:
             raise DataError(
                 f"{name} has no train split, which {', '.join(learns)} would be fitted on; give "
@@ -194,6 +187,16 @@ def train_sentences(config: StudyConfig, pairs: list[Pairs]) -> dict[str, list[s
         sentences = dict.fromkeys(train[0].sentence1 + train[0].sentence2)
         found[name] = list(sentences)[:FIT_SENTENCES]
     return found
+
+
+def _load(config: StudyConfig, task: str, split: str | None) -> Pairs:
+    return datasets.load(
+        task,
+        split,
+        config.data,
+        cache_dir=config.cache_dir,
+        local_files_only=config.local_files_only,
+    )
 
 
 def splits_of(config: StudyConfig, task: str) -> tuple[str, ...]:

@@ -208,15 +208,23 @@ def _time(
     ways: dict[Layer | str, Callable[[list[str]], Any]] = {}
     for (post, layer), step in zip(listed, steps, strict=True):
         if post in JOINING:
-            ways.setdefault(post, lambda texts, step=step: step(encode(texts, layers)))  # type: ignore[misc]
+            ways.setdefault(post, partial(_joining, encode, layers, step))
         else:
-            ways.setdefault(layer, lambda texts, layer=layer: encode(texts, layer))  # type: ignore[misc]
+            ways.setdefault(layer, partial(_one_layer, encode, layer))
     times = {
         name: cost.time_pairs(way, pairs.sentence1, pairs.sentence2, pairs=count)
         for name, way in bar(ways.items(), desc="timing layers", leave=False)
     }
     each = (times[post if post in JOINING else layer] for post, layer in listed)
     return np.array([(t.median, t.mean) for t in each])
+
+
+def _joining(encode: Encode, layers: list[Layer], step: Step, texts: list[str]) -> NDArray[Any]:
+    return step(encode(texts, layers))
+
+
+def _one_layer(encode: Encode, layer: Layer | str, texts: list[str]) -> NDArray[Any]:
+    return encode(texts, layer)
 
 
 def norms(model: Any, layers: list[Layer], texts: list[str]) -> NDArray[np.float64]:

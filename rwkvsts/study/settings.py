@@ -83,18 +83,26 @@ class StudyConfig:
     tasks : data sets by name, or repositories in the layout of mteb/sts12-sts
     pairs : files of one's own pairs, each a task of its own
     columns : names of their two sentences and the label
+    tokenizers : of RWKV models, as `rwkvsts.load` has them; another kind of model has its own
+    lead : start each text from the state after token 0, which training documents begin with
     layers : "all" is every layer and "final"
     poolings, skip_first, prompts, posts : every combination is run that has a meaning: a state
         has no first token to skip, endings are pooled by their last token
     baselines : of `BASELINES`, beside the controls that stand in every table
     recipe : of `RECIPES`; replaces tokenizers, layers and the combinations
     splits : None takes the paper's for MRPC and the reported ones elsewhere
+    data : folder of the tasks' files; None takes them from the hub
     glove : None takes the bundled word vectors
     revision : of the repositories that name none
     file, vocabulary : of the one model, where its folder or repository holds several
+    device, dtype, batch_tokens : of every model, as `rwkvsts.load` and `encode` have them
     max_length : tokens; 128 is the paper's
+    resamples, seed : of the bootstrap
     timed_pairs : run one by one for the time a pair; 0 times nothing
     norms : measure the stream's length by position and layer too
+    cache_dir, local_files_only : of the hub, as in huggingface_hub
+
+    Raises `DataError` for what is named twice, is not known, or has no meaning together.
     """
 
     models: tuple[str, ...] = ("demo",)
@@ -144,10 +152,10 @@ class StudyConfig:
                 )
         if self.layers != "all":
             _refuse_repetition("layers", self.layers)
-        _of("recipe", self.recipe, RECIPES)
-        _of("post-processing", self.posts, POSTS)
-        _of("pooling", self.poolings, POOLINGS)
-        _of("baseline", self.baselines, BASELINES)
+        _refuse_unknown("recipe", self.recipe, RECIPES)
+        _refuse_unknown("post-processing", self.posts, POSTS)
+        _refuse_unknown("pooling", self.poolings, POOLINGS)
+        _refuse_unknown("baseline", self.baselines, BASELINES)
         for prompt in self.prompts:
             endings(prompt)
 
@@ -222,7 +230,7 @@ def _recipe(name: str) -> list[Reading]:
     ]
 
 
-def _of(what: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _refuse_unknown(what: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
     for value in values:
         if value not in known:
             raise DataError(f"no {what} {value!r}; choose of {', '.join(known)}")
