@@ -30,11 +30,24 @@ static bool in_block_0(struct listing l, const char *leaf) {
     return find(l, name) != NULL;
 }
 
-/* What a checkpoint is that no architecture here runs. */
+/* What a checkpoint is that no architecture here runs; NULL if it is no RWKV that is known. */
 static const char *other_family(struct listing l) {
     if (in_block_0(l, "att.ln_x.weight")) return in_block_0(l, "att.gate.weight") ? "RWKV-5.1 or 5.2" : "RWKV-5.0";
     if (in_block_0(l, "att.time_mix_k")) return "RWKV-4";
-    return "no RWKV model that is known here";
+    return NULL;
+}
+
+static enum status refuse_family(struct listing l, struct error *e) {
+    const char *family = other_family(l);
+    if (family)
+        return fail(e, BAD_INPUT,
+                    "this checkpoint is %s by its tensors, which does not run here: take one such as "
+                    "RWKV/v6-Finch-1B6-HF",
+                    family);
+    return fail(e, BAD_INPUT,
+                "this checkpoint is no RWKV model that is known here: block 0 lacks what marks RWKV-6 or RWKV-7, and "
+                "the first of its %zu tensors is %.100s: take one such as RWKV/v6-Finch-1B6-HF",
+                l.count, l.count ? l.tensors[0].name : "none");
 }
 
 static const struct architecture *known(struct listing l) {
@@ -76,12 +89,6 @@ static enum status check_tensor(const struct architecture *a, const char *name, 
     for (int i = 0; i < COUNT(around); i++)
         if (!strcmp(name, around[i])) return OK;
     if (leaf ? spec_of(a, leaf) != NULL : harmless(name)) return OK;
-    if (strstr(name, "lora"))
-        return fail(
-            e, BAD_INPUT,
-            "%.200s: LoRA weights lie beside the base weights and would be ignored in silence: merge them into the "
-            "base weights first",
-            name);
     return fail(e, BAD_INPUT,
                 "%.200s: %s has no such tensor, and ignoring it could change every result: remove it from the file if "
                 "the model does not need it",
@@ -120,11 +127,7 @@ enum status identify(const struct tensor_info *tensors, size_t count, const stru
     struct listing l = {tensors, count};
     struct dims d = {0};
     const struct architecture *a = known(l);
-    if (!a)
-        return fail(e, BAD_INPUT,
-                    "this checkpoint is %s by its tensors, which does not run here: take one such as "
-                    "RWKV/v6-Finch-1B6-HF",
-                    other_family(l));
+    if (!a) return refuse_family(l, e);
     TRY(count_blocks(l, a, &d.L, e));
     TRY(read_size(l, "emb.weight", 2, 0, &d.V, e));
     TRY(read_size(l, "emb.weight", 2, 1, &d.C, e));

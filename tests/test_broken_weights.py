@@ -107,7 +107,8 @@ def test_a_tied_head_is_no_claim(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.rwkv."]
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.rwkv.", "student.", "net.llm."],
 )
 def test_what_wrappers_put_before_names_is_dropped(tmp_path: Path, prefix: str) -> None:
     weights, ids = random_weights(L=1), random_ids(1, [5, 3])
@@ -116,6 +117,12 @@ def test_what_wrappers_put_before_names_is_dropped(tmp_path: Path, prefix: str) 
     assert load(tmp_path, wrapped).encode_ids(ids, layers=0).tobytes() == expected
     compiled = {n.replace("blocks.0.", "blocks.0._orig_mod."): a for n, a in weights.items()}
     assert load(tmp_path, compiled).encode_ids(ids, layers=0).tobytes() == expected
+
+
+def test_two_models_under_two_names_are_never_chosen_from(tmp_path: Path) -> None:
+    both = {p + n: a for p in ("student.", "teacher.") for n, a in random_weights(L=1).items()}
+    with pytest.raises(CheckpointError, match=r"one model, found 2, .* with student\., teach"):
+        load(tmp_path, both)
 
 
 @pytest.mark.parametrize(
@@ -127,5 +134,28 @@ def test_what_wrappers_put_before_names_is_dropped(tmp_path: Path, prefix: str) 
 )
 def test_what_tuning_saves_alone_is_named(tmp_path: Path, leaf: str, words: str) -> None:
     part = {f"blocks.{i}.{leaf}": np.ones((2, 4), np.float32) for i in range(2)}
-    with pytest.raises(CheckpointError, match=f"expected a model, found {words}"):
+    with pytest.raises(CheckpointError, match=f"expected a model.*, found {words}"):
         load(tmp_path, part)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"),
+    [
+        ("att.key.bone", "base weights alone, found LoRA weights or the like beside"),
+        ("att.key.base_layer.weight", "Merge them into the base weights first"),
+        ("att.key.weight.absmax", "what quantising leaves.*not quantised"),
+        ("att.key.SCB", "what quantising leaves"),
+        ("att.key.qweight", "what quantising leaves"),
+        ("att.key.weight_scale", "what quantising leaves"),
+        ("att.key.weight_mx", "what quantising leaves"),
+    ],
+)
+def test_what_stands_beside_a_weight_is_named(tmp_path: Path, leaf: str, words: str) -> None:
+    beside = {**random_weights(L=1), f"blocks.0.{leaf}": np.ones((2, 4), np.float32)}
+    with pytest.raises(CheckpointError, match=f"'blocks.0.{leaf}': expected .*{words}"):
+        load(tmp_path, beside)
+
+
+def test_a_quantised_head_is_not_needed(tmp_path: Path) -> None:
+    beside = {**random_weights(L=1), "head.weight.absmax": np.ones((2, 4), np.float32)}
+    load(tmp_path, beside).encode_ids([[1]], layers=0)

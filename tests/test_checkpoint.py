@@ -364,7 +364,7 @@ class TestBadSafetensors:
             opened(path)  # Before any tensor is read.
         assert_refused(path, "expected", "found", words)
 
-    @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 5 * 2**20, 200])
+    @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 101_000_000, 200])
     def test_header_length(self, tmp_path: Path, length: int) -> None:
         path = tmp_path / "model.safetensors"
         path.write_bytes(length.to_bytes(8, "little") + b'{"a":1}' + bytes(100))
@@ -372,8 +372,9 @@ class TestBadSafetensors:
 
     def test_endless_header(self, tmp_path: Path) -> None:
         path = tmp_path / "model.safetensors"
-        path.write_bytes(safetensors_bytes(b"{" + b" " * 5 * 2**20 + b"}", b""))
-        assert_refused(path, "header: expected at most 4194304 bytes")
+        path.write_bytes((101_000_000).to_bytes(8, "little") + b"{")
+        os.truncate(path, 102_000_000)
+        assert_refused(path, "header: expected at most 100000000 bytes")
 
     @pytest.mark.parametrize("size", [0, 1, 7, 8, 9])
     def test_almost_nothing(self, tmp_path: Path, size: int) -> None:

@@ -170,6 +170,9 @@ class TestPaths:
     def test_folder_without_weights(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="no weight file"):
             resolve(tmp_path)
+        (tmp_path / "a.gguf").touch()
+        with pytest.raises(CheckpointError, match=r"no weight file among 'a.gguf'.* is not read"):
+            resolve(tmp_path)
 
     @pytest.mark.parametrize(
         "name", ["", "nowhere", "./a/b", "a/b/c", "/a/b", "~/a", "org/model.pth", "a\\b", "../a"]

@@ -114,10 +114,23 @@ REFUSED = {
         ["a training checkpoint with 2", "['lora']"],
     ),
     "no tensors": (mapping(epoch=op_value(3)), ["a mapping of names to tensors", "'epoch'"]),
+    "NumPy arrays": (mapping(emb__weight=NUMPY_FLOAT), ["no tensor under the keys 'emb.weight'"]),
+    "converted by the rwkv package": (
+        mapping(emb__weight=TENSOR, _strategy=op_value("cpu fp32")),
+        ["one that the rwkv package converted", "Give the .pth"],
+    ),
+    "sparse": (
+        mapping(emb__weight=op_global("torch._utils _rebuild_sparse_tensor")),
+        ["tensor.to_dense()"],
+    ),
+    "quantised by torch": (
+        mapping(emb__weight=op_global("torch._utils _rebuild_qtensor")),
+        ["the checkpoint that is not quantised"],
+    ),
     "a list": (b"]", ["a mapping of names to tensors"]),
     "a class of the trainer": (
         mapping(model=WEIGHTS, config=op_global("trainer Config") + b")\x81"),
-        ["'trainer Config'", "may be hostile", "Nothing in it was run", "state_dict"],
+        ["'trainer Config'", "an object of a program", "may be hostile", "Nothing in it was run"],
     ),
 }
 
@@ -231,3 +244,20 @@ def test_a_zip_of_other_things_is_named(tmp_path: Path) -> None:
         archive.writestr("RWKV-x060.pth", b"weights" * 100)
     with pytest.raises(CheckpointError, match=r"another zip, of 'RWKV-x060.pth'.*unpack it"):
         opened(tmp_path / "x.pth")
+
+
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("code/__torch__.py", "data.pkl", "constants.pkl"):
+            archive.writestr(f"x/{name}", b"code" * 100)
+    with pytest.raises(CheckpointError, match="found a TorchScript program"):
+        opened(tmp_path / "x.pt")
+
+
+def test_a_header_of_megabytes_is_read(tmp_path: Path) -> None:
+    """A training's notes, or the names of very many tensors; the format permits 100 MB."""
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    header = {"__metadata__": {"log": "x" * (5 << 20)}, "emb.weight": entry}
+    (tmp_path / "x.safetensors").write_bytes(safetensors_bytes(header, VALUES.tobytes()))
+    with opened(tmp_path / "x.safetensors") as checkpoint:
+        assert checkpoint.read("emb.weight").tobytes() == VALUES.tobytes()

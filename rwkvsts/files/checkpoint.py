@@ -24,6 +24,7 @@ from . import safetensorsfile, torchfile
 from .hub import Source, shard_names
 from .layout import (
     ITEM_BYTES,
+    QUANTISED,
     Extent,
     TensorInfo,
     open_regular,
@@ -33,7 +34,7 @@ from .layout import (
     shown,
     size_of,
 )
-from .names import Naming, Part, unwrapped
+from .names import Naming, Part, prefixes, unwrapped
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
@@ -51,6 +52,16 @@ STRANGERS = {
 # What a server sent in place of the file: a page, or a line of JSON or plain text.
 PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml|error)", re.IGNORECASE)
 TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{8,}")
+# What quantising leaves in place of a weight: bitsandbytes, GPTQ and AWQ, compressed-tensors, FP8,
+# the rwkv package's int8.
+OF_QUANTISED = re.compile(
+    r".+\.(?:qweight|qzeros|g_idx|scales|SCB|W_q|(?:weight[._])?(?:nested_)?(?:absmax|quant_map)"
+    r"|weight[._](?:quant_state\..+|packed|shape|zero_point|scale(?:_inv)?|format|[mr][xy]))"
+)
+# What tuning puts beside a weight, or the weight in, until both are merged.
+OF_TUNING = re.compile(
+    r"(?:.*\.)?(?:base_layer|lora|lora_\w+|bone|disha|miss|adapter\w*)(?:\..*)?", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,7 @@ def _locate(stored: Sequence[Stored]) -> tuple[dict[str, Located], str | None]:
 
     A tensor that is there twice matters only where it is read.
     """
-    plain = {tensor.name: unwrapped(tensor.name) for tensor in stored}
+    plain = _plain_names(stored)
     naming = Naming({plain[tensor.name]: tensor.extent.info.shape for tensor in stored})
     located: dict[str, Located] = {}
     for tensor in stored:
@@ -202,13 +213,41 @@ def _locate(stored: Sequence[Stored]) -> tuple[dict[str, Located], str | None]:
     return located, naming.origin
 
 
+def _plain_names(stored: Sequence[Stored]) -> dict[str, str]:
+    """The tensors' names without what stands before all those of the model."""
+    plain = {tensor.name: unwrapped(tensor.name) for tensor in stored}
+    found = prefixes(plain.values())
+    if len(found) > 1 and "" not in found:
+        raise refusal(
+            str(stored[0].path),
+            "one model",
+            f"{len(found)}, whose tensors' names begin with {', '.join(found[:5])}",
+            "Save the one that is meant alone, without what its names begin with.",
+        )
+    prefix = found[0] if found else ""  # a name without any sorts first
+    return {name: short.removeprefix(prefix) for name, short in plain.items()}
+
+
 def _check_whole(where: str, names: Collection[str]) -> None:
-    """Refuse what tuning saves apart from the model that it belongs to."""
+    """Refuse quantised weights, and what tuning saves beside or apart from its model."""
+    needed = [name for name in names if not name.startswith("head.")]
+    if (name := next(filter(OF_QUANTISED.fullmatch, needed), None)) is not None:
+        found = "what quantising leaves"
+        raise refusal(f"{where}: tensor {shown(name)}", "plain weights alone", found, QUANTISED)
+    tuned = next(filter(OF_TUNING.fullmatch, needed), None)
     if all(".time_state" in name for name in names):
         raise refusal(where, "a model", "the states of state tuning alone", "Give the plain model.")
-    if "emb.weight" not in names and any("lora" in name.lower() for name in names):
+    if tuned is not None and "emb.weight" not in names:
         remedy = "Merge them into the model that they were trained for, and give that."
-        raise refusal(where, "a model", "LoRA weights alone", remedy)
+        expected = "a model's own weights too"
+        raise refusal(f"{where}: tensor {shown(tuned)}", expected, "LoRA weights alone", remedy)
+    if tuned is not None:
+        raise refusal(
+            f"{where}: tensor {shown(tuned)}",
+            "base weights alone",
+            "LoRA weights or the like beside them, which would be ignored in silence",
+            "Merge them into the base weights first, as by PEFT's merge_and_unload().",
+        )
 
 
 def _check_bytes(index: Mapping[str, Extent], file: BinaryIO, path: Path) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from .layout import refusal, shown
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+USUAL_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHT_SUFFIXES = (*USUAL_SUFFIXES, ".st", ".ckpt")
 INDEX_SUFFIX = ".index.json"
 # In this order, as transformers does: the first that is there wins.
 STANDARD_NAMES = (
@@ -25,7 +26,12 @@ STANDARD_NAMES = (
     "pytorch_model.bin" + INDEX_SUFFIX,
 )
 # What trainers leave beside the weights.
-OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.(bin|pt|pth)")
+OF_TRAINING = re.compile(
+    r"(training_args|optimizer\w*|scheduler\w*|sampler\w*|scaler\w*|rng_state\w*|\w+_optim_states)"
+    r"\.(bin|pt|pth)"
+)
+ADAPTER = re.compile(r"adapter_(config\.json|model\.(safetensors|bin))")  # as PEFT names them
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 VOCABULARY_LIKE = re.compile(r".*vocab.*\.txt", re.IGNORECASE)
 
@@ -68,7 +74,9 @@ def choose(where: str, names: Collection[str], wanted: Wanted) -> Chosen:
 
     Raises CheckpointError if there is no model, more than one, or not the one that is wanted.
     """
-    weights = _named(where, names, wanted.file) if wanted.file else _weights(where, names)
+    weights = (
+        _named(where, names, wanted.file) if wanted.file is not None else _weights(where, names)
+    )
     return beside(where, names, weights, wanted)
 
 
@@ -84,20 +92,50 @@ def _weights(where: str, names: Collection[str]) -> str:
     """The file to start from: a standard name, or the only weight file; at the top if possible."""
     for folder in sorted({posixpath.dirname(name) for name in names}, key=_depth):
         inside = {posixpath.basename(n): n for n in names if posixpath.dirname(n) == folder}
-        for name in STANDARD_NAMES:
-            if name in inside:
-                return _only_folder(where, names, inside[name], folder)
-        candidates = sorted(n for base, n in inside.items() if is_weights(base))
-        if len(candidates) > 1:
-            raise _several(where, candidates)
-        if candidates:
-            return _only_folder(where, names, candidates[0], folder)
+        found = _in_folder(where, inside)
+        if found is not None:
+            return _only_folder(where, names, found, folder)
+    others = ", ".join(map(shown, sorted(names)[:5])) + (", ..." if len(names) > 5 else "")
+    gguf = any(name.lower().endswith((".gguf", ".ggml")) for name in names)
     raise refusal(
         where,
         "one of " + ", ".join(STANDARD_NAMES) + ", or a single .pth",
-        "no weight file",
-        "Check the name, or give the weight file itself.",
+        f"no weight file among {others}" if names else "no weight file",
+        "GGUF is not read: give the .pth or the Hugging Face weights."
+        if gguf
+        else "Check the name, or give the weight file itself.",
     )
+
+
+def _in_folder(where: str, inside: Mapping[str, str]) -> str | None:
+    """The weights among the files of one folder, by their names there; None if there are none."""
+    candidates = sorted(base for base in inside if is_weights(base) and not ADAPTER.fullmatch(base))
+    candidates = [base for base in candidates if base.endswith(USUAL_SUFFIXES)] or candidates
+    found = next((name for name in STANDARD_NAMES if name in inside), None)
+    if found is None and candidates and (shard := SHARD.fullmatch(candidates[0])):
+        found = f"{shard[1]}{shard[3]}{INDEX_SUFFIX}"
+        if found not in inside:
+            raise refusal(
+                where,
+                "an index that tells which tensors each shard holds",
+                f"{len(candidates)} of {int(shard[2])} shards without one",
+                f"Download {found} and every shard into one folder.",
+            )
+    if found is None and len(candidates) > 1:
+        raise _several(where, [inside[base] for base in candidates])
+    if found is None and not candidates:
+        adapters = sorted(filter(is_weights, inside))
+        return inside[adapters[0]] if adapters else None  # whose tensors tell what it is
+    found = found or candidates[0]
+    if adapter := next(filter(ADAPTER.fullmatch, sorted(inside)), None):
+        raise refusal(
+            where,
+            "a model alone",
+            f"{adapter} beside it, an adapter that would be ignored in silence",
+            "Merge it into the model and give that; for the model as it is, name it: "
+            f"file={inside[found]!r} (--file on the command line).",
+        )
+    return inside[found]
 
 
 def _only_folder(where: str, names: Collection[str], found: str, folder: str) -> str:

@@ -27,7 +27,7 @@ IN_REPO = re.compile(
     r"(?P<scheme>https?://[^/]+/|hf://(?:models/)?|(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)"
     r"(?:(?:/(?:resolve|blob|raw|tree)/|[@:])(?P<revision>[^/]+))?"
-    r"(?:/(?P<file>[^?]+\.(?:safetensors|pth|pt|bin|json)))?(?P<slash>/?)(?:\?.*)?"
+    r"(?:/(?P<file>[^?]+\.(?:safetensors|pth|pt|bin|st|ckpt|json)))?(?P<slash>/?)(?:\?.*)?"
 )
 SHARD = re.compile(r"[\w.-]{1,240}\.(safetensors|bin)")
 # What the system answers where the cache cannot be written.

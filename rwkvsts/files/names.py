@@ -9,7 +9,7 @@ that a name of no table comes through unchanged, for the core to judge.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,6 +159,7 @@ RWKV_CPP_7: dict[str, Way] = {"att.x_rwkvag": stacked(*(f"att.x_{j}" for j in "r
 
 FLA_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
 WRAPPERS = re.compile(r"\A(?:(?:module|model|base_model|_forward_module)\.)+")
+EMBEDDING = re.compile(r"((?:(?!blocks\.|layers\.)\w+\.)*?)(?:rwkv\.)?(?:emb|embeddings)\.weight")
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -204,6 +205,15 @@ def unwrapped(name: str) -> str:
     `module._orig_mod.blocks.0.ln1.weight` is `blocks.0.ln1.weight`.
     """
     return WRAPPERS.sub("", name.replace("_orig_mod.", ""))
+
+
+def prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the tensors of each model among unwrapped names: `student.`, or nothing.
+
+    A program that holds a model as an attribute saves it so; the embedding tells how it is called.
+    """
+    found = filter(None, map(EMBEDDING.fullmatch, names))
+    return sorted({embedding[1] for embedding in found})
 
 
 def canonical_name(name: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from .layout import checked_sizes, refusal, shown
+from .layout import QUANTISED, checked_sizes, refusal, shown
 
 RESAVE = "Save a plain state_dict again: torch.save(model.state_dict(), path)."
 
@@ -60,6 +60,16 @@ TORCH_DTYPES = {
     "torch float8_e8m0fnu": "F8_E8M0",
     "torch float8_e4m3fnuz": "F8_E4M3FNUZ",
     "torch float8_e5m2fnuz": "F8_E5M2FNUZ",
+}
+# Tensors that hold no plain numbers, and what to do instead.
+UNREADABLE = {
+    "torch._utils _rebuild_qtensor": QUANTISED,
+    "torch._utils _rebuild_sparse_tensor": "Save it dense: tensor.to_dense().",
+    "torch._utils _rebuild_sparse_csr_tensor": "Save it dense: tensor.to_dense().",
+    "torch._utils _rebuild_nested_tensor": "Save plain tensors.",
+    "torch._utils _rebuild_meta_tensor_no_storage": "It is empty: load the weights first.",
+    "torch.distributed.tensor DTensor": "Save whole tensors: tensor.full_tensor().",
+    "torch.distributed._tensor.api DTensor": "Save whole tensors: tensor.full_tensor().",
 }
 # What training leaves beside the weights: values, of which none is needed and none is built.
 PLAIN = re.compile(
@@ -196,12 +206,14 @@ class _Machine:
     def global_(self, module: object, name: object) -> None:
         both = f"{module} {name}" if isinstance(module, str) and isinstance(name, str) else ""
         if both not in CALLS and both not in STORAGES and not PLAIN.fullmatch(both):
-            hostile = "" if both.startswith(("torch", "numpy")) else "The file may be hostile. "
+            hostile = "It is an object of a program, as a whole model or its settings, or the file "
+            hostile += "may be hostile. "
+            known = both.startswith(("torch", "numpy"))
             raise refusal(
                 self.where,
                 "names of tensors and plain values alone",
                 f"the name {shown(both)}, which unpickling would import and may call",
-                f"{hostile}Nothing in it was run. {RESAVE}",
+                f"{'' if known else hostile}Nothing in it was run. {UNREADABLE.get(both, RESAVE)}",
             )
         self.stack.append(Name(both))
 

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, NamedTuple
 from ..errors import CheckpointError
 from .layout import (
     ITEM_BYTES,
-    MAX_DESCRIPTION_BYTES,
     Extent,
     TensorInfo,
     checked_sizes,
@@ -29,6 +28,8 @@ from .layout import (
     size_of,
 )
 
+# The format's own bound. A training's notes in it may take megabytes.
+MAX_HEADER_BYTES = 100_000_000
 DTYPE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,19}")
 
 
@@ -45,7 +46,7 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     prefix = bytearray(8)
     read_exactly(file, path, 0, memoryview(prefix))
     header_bytes = int.from_bytes(prefix, "little")
-    limit = min(MAX_DESCRIPTION_BYTES, file_bytes - 8)
+    limit = min(MAX_HEADER_BYTES, file_bytes - 8)
     if header_bytes > limit:
         raise refusal(f"{path}: header", f"at most {limit} bytes", f"{header_bytes}")
     text = bytearray(header_bytes)

@@ -71,11 +71,22 @@ def _state_dict(top: object, path: Path) -> dict[str, Tensor]:
     A state_dict names tensors by module and parameter, with a dot between them; an optimizer's
     `step` and `exp_avg` have none. Two are never chosen from: the other may be LoRA.
     """
+    if (
+        isinstance(top, dict) and "_strategy" in top
+    ):  # products transposed, norms and scales folded in
+        raise refusal(
+            str(path),
+            "a model as it was trained",
+            "one that the rwkv package converted for its own use",
+            "Give the .pth that it was made from.",
+        )
     tensors = _mappings_of_tensors(top)
     found = {key: names for key, names in tensors.items() if any("." in name for name in names)}
     found = found or tensors
     if not found:
-        inside = f"keys {shown(', '.join(map(str, top)))}" if isinstance(top, dict) else shown(top)
+        inside = shown(top)
+        if isinstance(top, dict):
+            inside = f"no tensor under the keys {shown(', '.join(map(str, top)))}"
         raise refusal(str(path), "a mapping of names to tensors (a state_dict)", inside, RESAVE)
     if len(found) > 1:
         places = ", ".join(sorted(found)[:5])
@@ -164,6 +175,9 @@ def _members(file: BinaryIO, path: Path) -> dict[str, Member]:
     would copy each tensor and check a CRC that torch may have been told not to write.
     """
     entries, directory = _directory(file, path)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        found = "a TorchScript program"
+        raise refusal(str(path), "weights", found, "Give the checkpoint that it was made from.")
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         names = ", ".join(entry.filename for entry in entries[:3])
         raise refusal(
@@ -208,6 +222,7 @@ def _directory(file: BinaryIO, path: Path) -> tuple[list[zipfile.ZipInfo], int]:
         answer = error if isinstance(error, OSError) else error.__context__
         if isinstance(answer, OSError) and answer.errno != errno.EINVAL:
             raise cannot_read(path, answer) from error
-        raise refusal(str(path), "a zip file as torch.save writes", str(error)) from error
+        found = "one that ends early" if "not a zip" in str(error) else str(error)
+        raise refusal(str(path), "a zip file as torch.save writes", found) from error
     finally:
         buffered.detach()
