@@ -6,7 +6,7 @@ Not a test of pytest: a tool makes kernels some hundred times slower, and the wh
 not end under one. The walk holds to what reaches every kernel, most worthwhile first, and says how
 far it came if its time runs out. Kernels of cublasLt are not looked into: initcheck does not see
 what they write, and walks only where our own kernels take every product: 16 bits and few rows.
-racecheck must be named: on Hopper it never got beyond opening a model, see docs/SPEED.md.
+racecheck must be named: on Hopper it never got beyond opening a model, see docs/SPEED_LOG.md.
 """
 
 from __future__ import annotations
