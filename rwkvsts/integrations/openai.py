@@ -80,11 +80,18 @@ def application(
     most_bytes : of a request's body
     most_tokens : of a pass, unless one request alone has more
     """
-    server = _Server(opened(model, layer), layer, pooling, prompt, normalize, projection, name)
-    server.most_bytes = most_bytes
-    server.batcher = Batcher(server.encode, most_tokens, most_waiting)
-    server.metrics.waiting.set_function(lambda: server.batcher.waiting)
-    server.metrics.passes.set_function(lambda: server.batcher.passes)
+    server = _Server(
+        opened(model, layer),
+        layer,
+        pooling,
+        prompt,
+        normalize,
+        projection,
+        name,
+        most_waiting,
+        most_bytes,
+        most_tokens,
+    )
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
@@ -103,22 +110,21 @@ def application(
 class _Metrics:
     """What /metrics tells, in a registry of its own: an application may hold several servers."""
 
-    def __init__(self) -> None:
+    def __init__(self, batcher: Batcher) -> None:
         self.registry = CollectorRegistry()
         how: Any = {"registry": self.registry}
         self.requests = Counter("rwkvsts_requests", "Requests answered", ["status"], **how)
         self.texts = Counter("rwkvsts_texts", "Texts embedded", **how)
         self.tokens = Counter("rwkvsts_tokens", "Tokens embedded", **how)
         self.seconds = Histogram("rwkvsts_request_seconds", "Time of a request", **how)
-        self.waiting = Gauge("rwkvsts_waiting_requests", "Requests that wait for a pass", **how)
-        self.passes = Gauge("rwkvsts_passes", "Passes of the model so far", **how)
+        waiting = Gauge("rwkvsts_waiting_requests", "Requests that wait for a pass", **how)
+        waiting.set_function(lambda: batcher.waiting)
+        passes = Gauge("rwkvsts_passes", "Passes of the model so far", **how)
+        passes.set_function(lambda: batcher.passes)
 
 
 class _Server:
-    """The answers."""
-
-    batcher: Batcher
-    most_bytes: int
+    """The answers; the arguments are those of `application`, with the model opened."""
 
     def __init__(
         self,
@@ -129,9 +135,12 @@ class _Server:
         normalize: bool,
         projection: Projection | None,
         name: str | None,
+        most_waiting: int,
+        most_bytes: int,
+        most_tokens: int,
     ) -> None:
         self.model, self.name = model, name or model.name
-        self.metrics, self.normalize = _Metrics(), normalize
+        self.normalize, self.most_bytes = normalize, most_bytes
         layer = model.default_layer if layer is None else layer
         self.projection = projection and projection.narrow([layer])
         if self.projection:
@@ -155,8 +164,9 @@ class _Server:
         def of_texts(texts: list[Any]) -> Rows:
             return self._projected(model.encode(texts, prompt=prompt, **how))
 
-        self.encode = {"texts": of_texts, "ids": of_ids}
-        self.encode["texts"](["a"])  # what is wrong with layer or pooling is told now
+        of_texts(["a"])  # what is wrong with layer or pooling is told now
+        self.batcher = Batcher({"texts": of_texts, "ids": of_ids}, most_tokens, most_waiting)
+        self.metrics = _Metrics(self.batcher)
 
     def _projected(self, rows: Rows) -> Rows:
         return rows if self.projection is None else self.projection.transform(rows[:, None])[:, 0]
