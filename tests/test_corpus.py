@@ -172,6 +172,7 @@ class TestRows:
             ("a.csv", b"id,body\n1,a\n", "no column 'text'; found 'id', 'body'"),
             ("a.csv", b"", "Empty CSV file"),
             ("a.parquet", b"PAR1 not", "not readable as parquet"),
+            ("a.parquet.gz", gzip.compress(b"PAR1"), "Parquet is compressed inside; decompress"),
             ("a.txt", b"", "there is no text"),
             ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: expected a text, found none"),
             ("a.csv", b'id,text\n1,a\n2,""\n', "row 2: expected a text, found none"),
@@ -243,6 +244,9 @@ class TestRows:
             survey("a.jsonl", "c.jsonl", columns=corpus.Columns("text", "id"))
         with pytest.raises(DataError, match="a text file has no column 'id'"):
             survey("a.jsonl", columns=corpus.Columns("text", "id"), form="text")
+        write_jsonl(Path("d.jsonl"), [{"text": "a", "id": 7}, {"text": "b", "id": "8"}])
+        with pytest.raises(DataError, match=r"d\.jsonl: column 'id' has values of several types"):
+            survey("d.jsonl", columns=corpus.Columns("text", "id"))
 
     def test_blocks_are_cut_by_rows_bytes_and_shards_alone(
         self, monkeypatch: pytest.MonkeyPatch

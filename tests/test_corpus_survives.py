@@ -27,7 +27,7 @@ from makecheckpoint import write_safetensors
 from tinymodel import random_weights
 
 import rwkvsts
-from rwkvsts import RWKV6, corpus
+from rwkvsts import RWKV6, DataError, corpus
 
 ROWS, SHARD = 240, 20
 HOW = corpus.Options(layers=(1, 2), shard_rows=SHARD, on_empty="null")
@@ -64,6 +64,24 @@ def embed(weights: Path, texts: Path) -> Callable[[Path], None]:
         corpus.to_folder(model, found, out, HOW)
 
     return work
+
+
+def test_a_shard_that_is_damaged_or_of_another_job_is_named(
+    embed: Callable[[Path], None], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    embed(out)
+    (out / "part-00002.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"part-00002\.parquet is damaged; delete it and start"):
+        embed(out)
+    foreign = pyarrow.parquet.read_table(out / "part-00001.parquet")
+    mark = {b"rwkvsts.shard": json.dumps({"job": "another", "counts": [1, 0, 0, 1]})}
+    pyarrow.parquet.write_table(
+        foreign.replace_schema_metadata({**foreign.schema.metadata, **mark}),
+        out / "part-00001.parquet",
+    )
+    with pytest.raises(DataError, match=r"part-00001\.parquet is of another job; delete it"):
+        embed(out)
 
 
 def content(folder: Path) -> dict[str, bytes]:

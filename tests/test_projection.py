@@ -138,6 +138,8 @@ def test_other_files_are_no_projection(
         np.savez(path, **arrays)
     with pytest.raises(DataError, match=r"p\.npz is no projection; rwkvsts fit makes one"):
         corpus.Projection.load(path)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        corpus.Projection.load(tmp_path)
 
 
 def test_it_is_known_by_what_it_was_fitted_on(

@@ -20,6 +20,7 @@ from wordcounts import WORDS, WordCounts, made_up_pairs
 from rwkvsts.data import datasets
 from rwkvsts.errors import DataError
 from rwkvsts.study import Study, StudyConfig, experiment, folder, merge, plots, read, report, write
+from rwkvsts.study.methods import Method, PairSet, Scored
 
 
 @pytest.fixture
@@ -227,6 +228,27 @@ def test_plots_draw_what_the_table_says(study: Study) -> None:
     ]
 
 
+def test_graded_labels_are_shown_in_five_bins() -> None:
+    """0 to 5 in steps of 0.2, as STS-B has them; a bin without a pair is left out."""
+    label = np.array([0.0, 0.2, 0.9, 1.0, 1.8, 4.0, 4.6, 5.0])
+    pairs = PairSet("stsb", "test", label, "")
+    names, groups = plots._by_label(Scored(Method("m"), pairs, 10 * label))
+    assert names == ["0-1", "1-2", "4-5"]
+    assert [group.tolist() for group in groups] == [[0, 2, 9], [10, 18], [40, 46, 50]]
+
+
+def test_many_layers_are_named_in_steps_and_the_last_one_always() -> None:
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    panel.set_xlim(0, 32)
+    plots._layer_axis(panel, [*map(str, range(32)), "final"])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == [
+        *("0", "4", "8", "12", "16", "20", "24", "28"),
+        "final",
+    ]
+
+
 def test_a_method_has_one_colour_everywhere(study: Study) -> None:
     drawn = figures(study)
     for method, style in plots._styles(study).items():
@@ -405,6 +427,12 @@ def noise(texts: list[str], layers: Any) -> np.ndarray:
             r"run\.json is not as it was written \('pairs'\); run the study again",
         ),
         (lambda out: (out / "scores.parquet").write_bytes(b"PAR1"), "not the folder of a run"),
+        (
+            lambda out: pyarrow.parquet.write_table(
+                pyarrow.parquet.read_table(out / "scores.parquet").slice(1), out / "scores.parquet"
+            ),
+            r"scores\.parquet is not of this run\.json; run the study again",
+        ),
     ],
 )
 @pytest.mark.usefixtures("quick")
