@@ -13,7 +13,8 @@ import operator
 import re
 import reprlib
 import sys
-from collections.abc import Hashable, Iterable, KeysView, Mapping, Sequence, Set
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -35,7 +36,11 @@ Ids = Sequence[int] | NDArray[np.integer[Any]]  # of one sequence
 POOLING = ("mean", "last", "weighted", "max")  # in the order of enum pooling in csrc/backend.h
 MOST_ROWS = 2**24  # tokens of a pass that the core takes
 PLACE = "{text}"
-OTHER_PLACE = re.compile(r"\{(?!text\})[A-Za-z_]?\w*\}")  # what other libraries call it, or nothing
+# What other libraries write in its place, or nothing, and slips of the pen; other braces may stand.
+OTHER_PLACE = re.compile(
+    r"\{\{\s*text\s*\}\}|\{(?!text\})\s*(?:(?i:text)\W[^{}]*|\w*\s*)\}|\{text\b(?!\})"
+    r"|%s(?!\w)|%\(\w+\)s"
+)
 
 
 @runtime_checkable
@@ -124,6 +129,11 @@ class Prompt:
             raise TypeError(f"prompt is {type(prompt).__name__}: expected str or None")
         if other := OTHER_PLACE.search(prompt or ""):
             raise ValueError(f"prompt holds {other[0]}: the place of the text is written {PLACE}")
+        if half := re.search("[\ud800-\udfff]", prompt or ""):
+            raise ValueError(
+                f"prompt holds half a surrogate pair at character {half.start()}, "
+                f"{reprlib.repr(prompt)}: it is no text"
+            )
         pieces = (prompt or "").split(PLACE)
         if len(pieces) == 1:
             return cls(before=pieces[0])
@@ -237,6 +247,8 @@ class Request:
         check_range("batch_tokens", self.batch_tokens, 1, MOST_ROWS)
         check_flag("normalize", self.normalize)
         check_flag("skip_first", self.skip_first)
+        if self.show_progress is not None and not callable(self.show_progress):
+            check_flag("show_progress", self.show_progress)
 
     @classmethod
     def of(
@@ -292,17 +304,27 @@ def _columns(model: BaseEmbedder, layers: Layers | None) -> tuple[tuple[int, ...
                 f"the default layer is {layers}, and max_layer={model.layers[-1]} left it out: "
                 "name the layers"
             )
-    one = isinstance(layers, (int, str, np.integer))
-    if not one and (not isinstance(layers, Iterable) or isinstance(layers, Set)):
+    one = isinstance(layers, (int, str, np.integer)) or getattr(layers, "ndim", None) == 0
+    if not one and (
+        not isinstance(layers, Iterable) or isinstance(layers, Set | Mapping | bytes | bytearray)
+    ):
         raise TypeError(f"layers={reprlib.repr(layers)}: expected a layer or a list of layers")
     listed: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
     if not listed:
         raise ValueError("layers is empty: name at least one")
-    for layer in listed:
-        if isinstance(layer, bool) or not isinstance(layer, Hashable) or layer not in place:
-            held = in_words(model.layers)
-            raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
-    return tuple(place[layer] for layer in listed), one
+    return tuple(_column(model, place, layer) for layer in listed), one
+
+
+def _column(model: BaseEmbedder, place: dict[Layer, int], layer: Any) -> int:
+    """The place of one layer; a number may be NumPy's or torch's, but no 1.0 and no True."""
+    known: Any = layer if isinstance(layer, str) else None
+    if known is None and not isinstance(layer, bool):
+        with suppress(TypeError):
+            known = operator.index(layer)
+    if known not in place:
+        held = in_words(model.layers)
+        raise ValueError(f"layer {reprlib.repr(layer)}: this model holds {held}")
+    return place[known]
 
 
 def to_unit_length(rows: FloatArray) -> None:
@@ -334,7 +356,7 @@ def listed_items(name: str, items: Any) -> list[Any]:
         remedy = "decode it to str" if name == "texts" else "give a list of ids for each sequence"
     elif isinstance(items, Mapping):
         remedy = "its keys would be taken; give list(mapping.values())"
-    elif isinstance(items, Set) and not isinstance(items, KeysView):
+    elif isinstance(items, Set) and not isinstance(items, KeysView | ItemsView):
         remedy = "it has no order; give sorted(...) or a list"
     elif hasattr(items, "columns"):  # a table of pandas, polars or pyarrow
         remedy = "its column names would be taken; give one column"
@@ -360,9 +382,14 @@ def _can_be_listed(items: Any) -> bool:
     """Whether something has items: an iterator, or a length and items by their places."""
     if isinstance(items, np.ndarray):
         return items.ndim > 0
-    return isinstance(items, Iterable) or (
-        hasattr(items, "__len__") and hasattr(items, "__getitem__")
-    )
+    if isinstance(items, Iterable):
+        try:
+            iter(items)
+        except TypeError:  # as of a scalar that only looks like an array
+            return False
+        return True
+    has_places = hasattr(items, "__len__") and hasattr(items, "__getitem__")
+    return has_places and not isinstance(items, type)
 
 
 def check_texts(texts: Sequence[Any], name: str = "texts", first: int = 0) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import _core
 from .device import Choice, choose, cuda_library, threads_here
-from .embedder import FloatArray, Layer, check_range, middle_layer
+from .embedder import FloatArray, Layer, check_flag, check_range, middle_layer
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, open_checkpoint
 from .files.hub import Source, fetch, resolve
@@ -117,6 +117,7 @@ def _check_types(options: Options, token: str | None) -> None:
             shown = "..." if name == "token" else reprlib.repr(value)
             expected = "a path" if name in paths else "a str"
             raise TypeError(f"{name}={shown}: expected {expected} or None")
+    check_flag("local_files_only", options.local_files_only)
 
 
 def highest(layers: Sequence[Layer] | None) -> MaxLayer:

@@ -27,6 +27,8 @@ CONTAINERS = {
     "a dict": ({"a": "b"}, "texts is dict: its keys would be taken"),
     "a set": ({"a", "b"}, "texts is set: it has no order"),
     "a frozen set": (frozenset("ab"), "texts is frozenset: it has no order"),
+    "items of a dict": ({"a": "b"}.items(), r"texts\[0\] is tuple: expected str"),
+    "a class": (str, "texts is type: expected a str or a list of str"),
     "a number": (3, "texts is int: expected a str or a list of str"),
     "nothing": (None, "texts is NoneType: expected a str or a list of str"),
     "an open file": (io.StringIO("a\n"), "texts is StringIO: its lines would be"),
@@ -119,6 +121,21 @@ def test_containers_that_are_no_lists_of_ids(tiny: RWKV, ids: Any, message: str)
         ({"prompt": "say {sentence}"}, ValueError, r"holds \{sentence\}: .* written \{text\}"),
         ({"prompt": "{}"}, ValueError, r"holds \{\}: the place of the text"),
         ({"prompt": "{text} {0}"}, ValueError, r"holds \{0\}"),
+        ({"prompt": "{{text}}"}, ValueError, r"holds \{\{text\}\}"),
+        ({"prompt": "{{ text }} x"}, ValueError, r"holds \{\{ text \}\}"),
+        ({"prompt": "{ text }"}, ValueError, r"holds \{ text \}"),
+        ({"prompt": "{Text}"}, ValueError, r"holds \{Text\}"),
+        ({"prompt": "{text!r}"}, ValueError, r"holds \{text!r\}"),
+        ({"prompt": "{text:>9}"}, ValueError, r"holds \{text:>9\}"),
+        ({"prompt": "say {text"}, ValueError, r"holds \{text: the place"),
+        ({"prompt": "say %s"}, ValueError, "holds %s: the place"),
+        ({"prompt": "say %(text)s"}, ValueError, r"holds %\(text\)s"),
+        ({"prompt": "a\ud800"}, ValueError, "prompt holds half a surrogate pair at character 1"),
+        ({"show_progress": "no"}, TypeError, "show_progress='no': expected True or False"),
+        ({"layers": [0.0]}, ValueError, "layer 0.0: this model holds"),
+        ({"layers": [True]}, ValueError, "layer True: this model holds"),
+        ({"layers": {0: 1}}, TypeError, r"layers=\{0: 1\}: expected a layer or a list"),
+        ({"layers": b"0"}, TypeError, "layers=b'0': expected a layer"),
         ({"max_length": "3"}, TypeError, "max_length='3': expected a whole number"),
         ({"max_length": 2.0}, TypeError, "max_length=2.0: expected a whole number"),
         ({"normalize": "no"}, TypeError, "normalize='no': expected True or False"),
@@ -136,13 +153,15 @@ def test_options_of_encode(tiny: RWKV, options: dict[str, Any], kind: type, mess
     with pytest.raises(kind, match=message):
         tiny.encode(["a text"], **{"layers": 0, **options})
     assert tiny.encode(["a text"], layers=np.int64(0), max_length=np.int32(3)).shape == (1, 64)
+    assert tiny.encode(["a text"], layers=np.array(0)).shape == (1, 64)  # type: ignore[arg-type]
+    assert tiny.encode(["a text"], layers=np.array([0])).shape == (1, 1, 64)  # type: ignore[arg-type]
     first, mean = (tiny.encode("a text", pooling=pooling) for pooling in (None, "mean"))
     assert first.tobytes() == mean.tobytes()
 
 
 def test_braces_that_are_no_place_stand_as_they_are(tiny: RWKV) -> None:
-    given = tiny.encode(["b"], layers=0, prompt='{"a": 1} {text} {x y}')
-    state = tiny.state('{"a": 1} ')
+    given = tiny.encode(["b"], layers=0, prompt='{"a": 1} 5%sure {text} {x y}')
+    state = tiny.state('{"a": 1} 5%sure ')
     assert given.tobytes() == tiny.encode(["b {x y}"], layers=0, state=state).tobytes()
 
 
@@ -171,6 +190,7 @@ def test_a_text_that_is_no_utf8_is_named_by_its_place(tiny: RWKV) -> None:
         ({"instruction_set": 3}, TypeError, "instruction_set=3: expected a str or None"),
         ({"token": b"secret"}, TypeError, "token=...: expected a str or None"),
         ({"device": 0}, TypeError, "device is int: expected str"),
+        ({"local_files_only": "no"}, TypeError, "local_files_only='no': expected True or False"),
         ({"device_memory": 1.5}, TypeError, "device_memory=1.5"),
         ({"file": "x.pth"}, CheckpointError, "is a file itself; leave file= out"),
         ({"vocabulary": "none.txt", "tokenizer": "world"}, CheckpointError, "no such file"),
