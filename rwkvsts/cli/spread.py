@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from .. import corpus
+from ..corpus.readers import check_quotes
 from ..errors import DataError
 
 READ = ("jsonl", "csv", "parquet")
@@ -81,6 +82,8 @@ def _check(args: argparse.Namespace, sources: list[corpus.Source]) -> str:
         raise DataError(
             f"--ray: inputs of {', '.join(forms)}; expected files of one of {', '.join(READ)}"
         )
+    for source in sources if forms[0] == "csv" else ():
+        check_quotes(source)  # Ray would take all that follows for one cell
     return forms[0]
 
 
@@ -105,4 +108,5 @@ def _dataset(form: str, paths: list[str], columns: corpus.Columns) -> Any:
         column_types={name: pyarrow.string() for name in columns.all},
         strings_can_be_null=False,
     )
-    return ray.data.read_csv(paths, convert_options=convert)
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return ray.data.read_csv(paths, convert_options=convert, parse_options=parse)

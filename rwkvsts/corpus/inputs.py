@@ -80,12 +80,11 @@ class Source:
             packing = next((MAGIC[m] for m in MAGIC if start.startswith(m)), None)
             if packing and self.format == "parquet":
                 raise DataError(f"{self.name}: Parquet is compressed inside; decompress the file")
-            if not packing and self.format != "parquet":
-                what = foreign_text(start)
-                # A text may begin as a web page does.
-                if what and not (self.format == "text" and start.lstrip().startswith(b"<")):
-                    raise DataError(f"{self.name} is {what}")
             try:
+                if packing:
+                    with self.open() as again:
+                        start = pyarrow.input_stream(again, compression=packing).read(100)
+                _check_kind(self, start)
                 yield pyarrow.input_stream(file, compression=packing) if packing else file
             except Exception:
                 self.check()
@@ -107,6 +106,16 @@ class Source:
             while piece := file.read(PIECE):
                 found.update(piece)
         return found.hexdigest()
+
+
+def _check_kind(source: Source, start: bytes) -> None:
+    """Refuse what is of another kind than its name says, by the first bytes of its content."""
+    what = foreign_text(start)
+    right = source.format == "parquet" and start.startswith(b"PAR1")
+    # A text may begin as a web page does.
+    right = right or (source.format == "text" and start.lstrip().startswith(b"<"))
+    if what and not right:
+        raise DataError(f"{source.name} is {what}")
 
 
 def find(names: Sequence[str], form: str | None = None) -> list[Source]:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.readers import OLD_MAC, decode_line
+from ..data.readers import OLD_MAC, check_separator, decode_line
 from ..errors import DataError
 from .inputs import Source
 
@@ -86,6 +86,8 @@ def read(source: Source, columns: Columns) -> Iterator[Table]:
                 done += len(table)
     except (pyarrow.ArrowException, OSError, EOFError, UnicodeError) as error:
         what = " ".join(str(error).split())[:300]
+        if "invalid UTF8" in what:
+            raise DataError(f"{source.name}: not UTF-8 ({what}); save the file as UTF-8") from None
         raise DataError(
             f"{source.name}: not readable as {source.format} after {unit(source)} {done} ({what}); "
             "repair the file, or get it again"
@@ -318,6 +320,7 @@ def _header(source: Source) -> list[str]:
 def _missing_in_csv(source: Source, columns: Columns) -> DataError:
     names = _header(source)
     try:
+        check_separator(source.name, names)
         _need(source, columns, names)
     except DataError as error:
         return error
@@ -349,8 +352,10 @@ def _need(source: Source, columns: Columns, found: list[str]) -> None:
             listed = ", ".join(repr(one[:40]) for one in found[:20]) + (
                 ", ..." if len(found) > 20 else ""
             )
+            first = "; the first line must name the columns" if "sv" in source.format else ""
             raise DataError(
-                f"{source.name}: there is no column {name!r}; found {listed}: name one by {option}"
+                f"{source.name}: there is no column {name!r}; found {listed}: name one by "
+                f"{option}{first}"
             )
 
 

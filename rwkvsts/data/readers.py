@@ -26,6 +26,14 @@ FOREIGN = {
     b"\xff\xfe": "in UTF-16: save it as UTF-8",
     b"\xfe\xff": "in UTF-16: save it as UTF-8",
     b"PAR1": "a Parquet file: give the text file",
+    b"ARROW1\0\0": "an Arrow file (Feather): save it as Parquet",
+    b"\xfd7zXZ\0": "compressed by xz: unpack it, and give the file inside",
+    b"BZh91AY&SY": "compressed by bzip2: unpack it, and give the file inside",
+    b"\x93NUMPY": "a NumPy array: save it as text",
+    **{bytes([0x80, protocol]): "a Python pickle: save it as text" for protocol in range(2, 6)},
+    b"%PDF-": "a PDF: save its text",
+    b"\xd0\xcf\x11\xe0": "an Office document: save it as text",
+    b"SQLite format 3\0": "a database of SQLite: save the table as text",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
 }
 
@@ -45,6 +53,8 @@ def foreign_text(start: bytes) -> str | None:
     """
     if re.match(rb"\s*<(!doctype|html|head|body|\?xml)", start, re.IGNORECASE):
         return "a web page: its address leads to a page about the file, or to an error"
+    if re.match(rb"(?:[^\0]\0){3}|(?:\0[^\0]){3}", start):
+        return "in UTF-16, without a mark that says so: save it as UTF-8"
     return next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
 
 
@@ -92,6 +102,11 @@ def check_header(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
     if any("\r" in name for name in names):
         raise DataError(f"{path}: {OLD_MAC}")
+    check_separator(path, names)
+
+
+def check_separator(path: str | Path, names: Sequence[str]) -> None:
+    """Refuse a header of one name that holds what may separate columns."""
     sign = next((s for s in ";\t,|" if s in names[0]), None) if len(names) == 1 else None
     if sign is not None:
         raise DataError(
@@ -137,6 +152,10 @@ def read_parquet(
     import pyarrow.parquet
 
     try:
+        with path.open("rb") as file:
+            start = file.read(100)
+        if not start.startswith(b"PAR1") and (what := foreign_text(start)):
+            raise DataError(f"{path} is {what}")
         found = pyarrow.parquet.read_schema(path).names
         need(path, found, columns)
         check_header(path, [name for name in found if name in (*columns, *optional)])

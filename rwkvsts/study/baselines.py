@@ -195,6 +195,11 @@ def _row(path: Path, line: int, raw: bytes, dims: int) -> tuple[bytes, bytes]:
     damaged = b" " in word and _is_number(word.rpartition(b" ")[2])
     if damaged or len(cells) != dims + (not blank):
         found = len(raw.split()) - 1
+        if b"\0" in raw:
+            raise DataError(
+                f"{path}, line {line}: expected text, found bytes; save binary vectors of word2vec "
+                "as text, as by gensim's save_word2vec_format(path, binary=False)"
+            )
         raise DataError(
             f"{path}, line {line}: expected a word and {dims} numbers, found {found} numbers; the "
             "file is damaged or not in GloVe's text format"
@@ -220,5 +225,6 @@ def _vector(path: Path, line: int, numbers: bytes, dims: int) -> NDArray[np.floa
     if len(vector) != dims:
         raise DataError(f"{path}, line {line}: expected {dims} numbers, found {len(vector)}")
     if not np.isfinite(vector).all():
-        raise DataError(f"{path}, line {line}: expected finite numbers, found {vector.min()}")
+        found = numbers.split()[int(np.argmin(np.isfinite(vector)))].decode()
+        raise DataError(f"{path}, line {line}: expected finite numbers, found {found[:40]}")
     return vector
