@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from checkpoint import floats
 
-from rwkvsts import RWKV6
+from rwkvsts import RWKV, RWKV7
 
 
-def against_float64(m: RWKV6, tensors: dict[str, np.ndarray], ids: Sequence[np.ndarray]) -> None:
+def against_float64(m: RWKV, tensors: dict[str, np.ndarray], ids: Sequence[np.ndarray]) -> None:
     """Print the cosine of every layer and `final`, the lowest over the sequences of ids.
 
     `tensors` are m's, bfloat16 bits under BlinkDL's names; m runs all blocks.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import reference
-
-    def floats(bits: np.ndarray) -> np.ndarray:
-        return (bits.astype(np.uint32) << 16).view(np.float32)
-
+    reference = importlib.import_module("reference7" if isinstance(m, RWKV7) else "reference")
     weights = {
         name: floats(bits)
         for name, bits in tensors.items()

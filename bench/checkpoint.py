@@ -1,7 +1,7 @@
 """Random RWKV-6 checkpoints of real sizes, for timing: values are noise, shapes and dtypes are not.
 
 One block's numbers serve all blocks, so that making 3.2 GB takes seconds. Written as safetensors in
-bfloat16, as released weights are.
+bfloat16, as released weights are. Beside them the lengths of the texts that all benches time.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class Size:
 
 FINCH_1B6 = Size("Finch-1B6", 24, 2048, 7168)
 SMALL = Size("12 x 1024", 12, 1024, 3584)
+
+
+def mrpc_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Lengths as those of MRPC's sentences in World tokens: N(27, 8) in 6..70, int64 [count]."""
+    return np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+
+
+def floats(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bits as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], scale: float, about: float):

@@ -33,7 +33,7 @@ SIZES = {"finch": checkpoint.FINCH_1B6, "small": checkpoint.SMALL}
 def sentences(count: int) -> list[str]:
     """Texts whose bytes, which are the tokens here, are as many as MRPC's World tokens."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+    lengths = checkpoint.mrpc_lengths(rng, count)
     return ["".join(map(chr, rng.integers(97, 123, n))) for n in lengths]
 
 

@@ -56,9 +56,9 @@ REST = ("pair ms", "median", "RSS GiB")
 
 
 def sentences(count: int, vocabulary: int) -> list[list[int]]:
-    """Random ids with the lengths of MRPC's sentences in World tokens: N(27, 8) in 6..70."""
+    """Random ids with the lengths of MRPC's sentences."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+    lengths = checkpoint.mrpc_lengths(rng, count)
     return [rng.integers(1, vocabulary, n).tolist() for n in lengths]
 
 

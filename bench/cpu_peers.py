@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import checkpoint
 import numpy as np
-from checkpoint import Size
+from checkpoint import Size, floats
 
 import rwkvsts
 
@@ -56,10 +56,6 @@ OUTSIDE = {
     "ln_out": "output_norm",
     "blocks.0.ln0": "token_embd_norm",
 }
-
-
-def floats(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def gguf_tensors(size: Size) -> Iterator[tuple[str, np.ndarray]]:
@@ -112,7 +108,15 @@ def write_gguf(path: Path, size: Size, kind: str) -> None:
     w.add_head_count(0)
     w.add_tokenizer_model("no_vocab")
     w.add_vocab_size(size.V)
-    for name, array in gguf_tensors(size):
+    write_tensors(w, gguf_tensors(size), kind)
+    part.rename(path)
+
+
+def write_tensors(w: Any, tensors: Iterator[tuple[str, np.ndarray]], kind: str) -> None:
+    """Ends a GGUF file: its tensors, of which bfloat16 bits become `kind`, F32, BF16 or Q8_0."""
+    import gguf
+
+    for name, array in tensors:
         if array.dtype == np.uint16 and kind == "F32":
             array = floats(array)
         if array.dtype == np.uint16 and kind == "Q8_0":
@@ -127,7 +131,6 @@ def write_gguf(path: Path, size: Size, kind: str) -> None:
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    part.rename(path)
 
 
 def llama(path: Path, ids: list[list[int]], threads: int) -> dict[str, Any]:

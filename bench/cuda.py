@@ -37,9 +37,9 @@ SIZE = dataclasses.replace(checkpoint.FINCH_1B6, L=BLOCKS)
 
 
 def sentences(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Random ids with the lengths of MRPC's sentences in World tokens: N(27, 8) in 6..70."""
+    """Random ids with the lengths of MRPC's sentences."""
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+    lengths = checkpoint.mrpc_lengths(rng, count)
     return [rng.integers(1, SIZE.V, n).astype(np.int32) for n in lengths]
 
 

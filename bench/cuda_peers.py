@@ -32,7 +32,7 @@ from checkpoint import Size
 
 Tensors = dict[str, np.ndarray]  # bfloat16 bits under BlinkDL's names
 Ids = list[np.ndarray]
-PACK, BATCH, SAMPLE = 16384, 256, 64
+PACK, BATCH, SAMPLE = 16384, 256, 64  # tokens, sentences, sentences
 FLA_MIXES = "rwkvg"  # in this order; ours is "wkvrg"
 FLA_NAMES = {
     "ln1.weight": "attn_norm.weight",

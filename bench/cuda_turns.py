@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import checkpoint
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +47,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 def lengths_of(name: str) -> list[int]:
     """Lengths of the texts of a workload, in tokens."""
-    if name == "sentences":  # MRPC's: N(27, 8) in 6..70
-        drawn = np.random.default_rng(0).normal(27, 8, 2816)
-        return np.clip(drawn.round(), 6, 70).astype(int).tolist()
+    if name == "sentences":  # MRPC's
+        return checkpoint.mrpc_lengths(np.random.default_rng(0), 2816).tolist()
     count, length = (int(part) for part in name.split(" x "))
     return [length] * count
 
@@ -172,8 +172,7 @@ def archs_here() -> str:
 
 def models(folder: Path, tree: Path) -> dict[str, str]:
     """Name: file, of what is compared; the random ones are written here."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
-    import checkpoint
+    sys.path.insert(0, str(ROOT / "tests"))
     from makecheckpoint import write_safetensors
     from tinymodel import random_weights
 

@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cpu_peers
 import numpy as np
-from checkpoint import noise
-from cuda_peers import torch_array, tune_side_by_side
+from check import against_float64
+from checkpoint import floats, mrpc_lengths, noise
+from cuda_peers import packs, torch_array, tune_side_by_side
 
 import rwkvsts
 from rwkvsts import _core
@@ -38,7 +40,6 @@ Ids = list[np.ndarray]
 Run = Callable[[Ids], tuple[np.ndarray, float]]  # rows, and the seconds that they took
 Tensors = dict[str, np.ndarray]  # bfloat16 bits under BlinkDL's names
 RANKS = "wavg"
-PACK = 16384  # tokens of a call of flash-linear-attention
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def make_tensors(s: Size) -> Tensors:
 
 
 def texts(count: int, vocabulary: int) -> dict[str, Ids]:
-    """Random ids: sentences with MRPC's lengths in World tokens, N(27, 8) in 6..70; long texts."""
+    """Random ids: sentences with MRPC's lengths, and texts of 512 tokens."""
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.normal(27, 8, count).round().astype(int), 6, 70)
+    lengths = mrpc_lengths(rng, count)
     kinds = {"MRPC's lengths": lengths, "texts of 512": [512] * max(1, count * 27 // 512)}
     return {
         name: [rng.integers(1, vocabulary, n).astype(np.int32) for n in some]
@@ -120,26 +121,9 @@ def long_texts(vocabulary: int) -> dict[str, Ids]:
     }
 
 
-def floats(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def check(m: rwkvsts.RWKV7, tensors: Tensors, ids: Ids) -> None:
     """Every layer of a few sentences against float64; bits over random batchings."""
-    import reference7
-
-    some = [one[:24] for one in ids[:3]]
-    weights = {name: floats(bits) for name, bits in tensors.items() if name != "emb.weight"}
-    weights["emb.weight"] = floats(tensors["emb.weight"][np.concatenate(some)])
-    found = m.encode_ids(some, [*range(m.n_blocks), "final"])
-    at, lowest = 0, np.ones(m.n_blocks + 1)
-    for s, one in enumerate(some):
-        hidden, _ = reference7.forward(weights, list(range(at, at + len(one))))
-        at += len(one)
-        right = hidden.mean(1)
-        norms = np.linalg.norm(right, axis=-1) * np.linalg.norm(found[s], axis=-1)
-        lowest = np.minimum(lowest, (right * found[s]).sum(-1) / norms)
-    print("lowest cosine to float64 by layer:", " ".join(f"{c:.6f}" for c in lowest), flush=True)
+    against_float64(m, tensors, [one[:24] for one in ids[:3]])
     rng = np.random.default_rng(0)
     right, different = m.encode_ids(ids, "final"), 0
     tries = (60, 300, 1500, 5000, None)
@@ -194,7 +178,7 @@ def fla(tensors: Tensors, s: Size) -> Callable[[Ids], np.ndarray]:
 
     def run(ids: Ids) -> np.ndarray:
         rows = []
-        for call in packs(ids):
+        for call in ([ids[i] for i in places] for places in packs(ids)):
             lengths = torch.tensor([len(one) for one in call], device="cuda")
             start = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
             flat = torch.from_numpy(np.concatenate(call)).long().cuda()
@@ -206,16 +190,6 @@ def fla(tensors: Tensors, s: Size) -> Callable[[Ids], np.ndarray]:
         return np.concatenate(rows)
 
     return run
-
-
-def packs(ids: Ids) -> Iterator[Ids]:
-    call: Ids = []
-    for one in ids:
-        if sum(map(len, call)) + len(one) > PACK:
-            yield call
-            call = []
-        call.append(one)
-    yield call
 
 
 LLAMA_NAMES = {
@@ -280,22 +254,11 @@ def write_gguf(path: Path, tensors: Tensors, s: Size, kind: str) -> None:
     w.add_head_count(0)
     w.add_tokenizer_model("no_vocab")
     w.add_vocab_size(s.V)
-    for name, array in llama_tensors(tensors, s):
-        if array.dtype == np.uint16 and kind == "BF16":
-            bits = array.view(np.uint8)
-            w.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
-        else:
-            w.add_tensor(name, floats(array) if array.dtype == np.uint16 else array)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    cpu_peers.write_tensors(w, llama_tensors(tensors, s), kind)
 
 
 def llama(tensors: Tensors, s: Size, dtype: str, threads: int) -> Run:
     """llama.cpp as an embedder, as cpu_peers.py runs it for RWKV-6; opening does not count."""
-    import cpu_peers
-
     kind = "BF16" if dtype == "bfloat16" else "F32"
     path = Path(tempfile.mkdtemp()) / f"rwkv7.{kind}.gguf"
     write_gguf(path, tensors, s, kind)

@@ -6,8 +6,8 @@
 Measures with bench/cpu.py and, where a CUDA device can be used, bench/cuda.py; arguments behind
 `--` go to the first, but --peers to both. Each leaves a file of results in bench/results, named
 after the machine, so that the folder gathers machines. README holds what is printed, to the letter;
-a test compares. Figures older than the files were copied into one from docs/SPEED_LOG.md, which their
-"note" says.
+a test compares. Figures older than the files were copied into one from docs/SPEED_LOG.md, which
+their "note" says.
 """
 
 from __future__ import annotations
