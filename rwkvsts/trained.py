@@ -64,14 +64,14 @@ class Trained(BaseEmbedder):
                 f"trained embedders need sentence-transformers ({error}): "
                 "pip install sentence-transformers"
             ) from error
-        name = os.fspath(source)
+        name, path = os.fspath(source), Path(os.path.expanduser(source))
         try:
             model = SentenceTransformer(
-                name,
+                str(path) if path.exists() else name,
                 revision=revision,
                 device=None if device == "auto" else device,
                 cache_folder=None if cache_dir is None else os.fspath(cache_dir),
-                local_files_only=local_files_only or Path(name).exists(),
+                local_files_only=local_files_only or path.exists(),
                 token=token,
                 model_kwargs={"use_safetensors": True},
             )
@@ -80,7 +80,9 @@ class Trained(BaseEmbedder):
             raise CheckpointError(
                 f"{name}: sentence-transformers cannot open it ({type(error).__name__}: {first})"
             ) from error
-        return cls(model, name, revision)
+        inner = getattr(model[0], "auto_model", None)
+        commit = None if inner is None else getattr(inner.config, "_commit_hash", None)
+        return cls(model, name, commit or revision)
 
     @property
     def name(self) -> str:

@@ -114,6 +114,18 @@ def test_refusals(model: Trained, arguments: dict[str, Any], message: str) -> No
         model.encode(TEXTS, **arguments)
 
 
+def test_a_folder_below_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert Trained.from_pretrained(f"~/{folder.name}", device="cpu").width == 16
+
+
+def test_its_revision_is_the_commit(model: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "main" was on that day is told by no later table."""
+    monkeypatch.setattr(model._model[0].auto_model.config, "_commit_hash", "c" * 40, raising=False)
+    monkeypatch.setattr(library, "SentenceTransformer", lambda *_, **__: model._model)
+    assert Trained.from_pretrained("org/m", revision="main").revision == "c" * 40
+
+
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"sentence-transformers cannot open it"):
         Trained.from_pretrained(tmp_path)
