@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ..data.readers import foreign_text
 from ..errors import DataError
@@ -38,6 +38,19 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # told by content: n
 PIECE = 1 << 20
 
 
+class Stamp(NamedTuple):
+    """What tells a file from others, and from itself after a change."""
+
+    size: int
+    changed_ns: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        return cls(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
+
+
 @dataclass(frozen=True)
 class Source:
     """One input.
@@ -45,17 +58,17 @@ class Source:
     name : as the user gave it
     format : one of FORMATS
     spool : a copy of what cannot be read twice; None for a plain file
-    changed : size, time and place of the file when it was found
+    stamp : of the file when it was found
     """
 
     name: str
     format: str
     spool: BinaryIO | None
-    changed: tuple[int, ...]
+    stamp: Stamp
 
     @property
     def bytes(self) -> int:
-        return self.changed[0]
+        return self.stamp.size
 
     def open(self) -> BinaryIO:
         """The bytes as they lie on the disk, from the first; the caller closes it."""
@@ -93,7 +106,7 @@ class Source:
 
     def check(self) -> None:
         """Raise DataError if the file is no longer what it was when it was found."""
-        if self.spool is None and _stamp(os.stat(self.name)) != self.changed:
+        if self.spool is None and Stamp.of(os.stat(self.name)) != self.stamp:
             raise DataError(
                 f"{self.name} changed while it was read; wait until nobody writes to it, then "
                 "start again"
@@ -132,7 +145,7 @@ def find(names: Sequence[str], form: str | None = None) -> list[Source]:
     for name in names:
         for path in _expand(name):
             source = _source(path, form)
-            place = source.changed[2], source.changed[3]
+            place = source.stamp.device, source.stamp.inode
             if place in seen:
                 raise DataError(f"{path} is named twice, as {seen[place]} too; name it once")
             seen[place] = path
@@ -182,7 +195,7 @@ def _source(name: str, form: str | None) -> Source:
     with _open(name) as file:
         found = os.fstat(file.fileno())
         if stat.S_ISREG(found.st_mode):
-            return Source(name, form, None, _stamp(found))
+            return Source(name, form, None, Stamp.of(found))
         if stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
             return _spooled(name, form, file)
     raise DataError(f"{name} is neither a file, a folder nor a pipe; give one of them")
@@ -192,7 +205,7 @@ def _spooled(name: str, form: str, file: BinaryIO) -> Source:
     spool: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # closed with its last user
     shutil.copyfileobj(file, spool)
     spool.flush()
-    return Source(name, form, spool, _stamp(os.fstat(spool.fileno())))
+    return Source(name, form, spool, Stamp.of(os.fstat(spool.fileno())))
 
 
 def _open(name: str) -> BinaryIO:
@@ -200,7 +213,3 @@ def _open(name: str) -> BinaryIO:
         return open(name, "rb")
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror}); check the name") from None
-
-
-def _stamp(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino

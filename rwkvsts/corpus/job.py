@@ -51,7 +51,7 @@ def to_folder(
     """
     check(model, options)
     about = identity(model, found, options)
-    block_rows, shard_rows = options.rows(model)
+    block_rows, shard_rows = options.rows_of_block_and_shard(model)
     reader = reader_of(model, options, batch_tokens)
     with Folder(out, about, found, options) as folder:
         start = folder.counts.rows
@@ -80,7 +80,7 @@ def to_npy(
     width = len(options.layers), options.width(model)
     written = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
     room_for(out, written * width[0] * width[1] * np.dtype(options.dtype).itemsize)
-    block_rows, _ = options.rows(model)
+    block_rows, _ = options.rows_of_block_and_shard(model)
     reader, counts = reader_of(model, options, batch_tokens), Counts()
     with (
         npy_file(out, width, options.dtype, len(options.layers) == 1) as npy,

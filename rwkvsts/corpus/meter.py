@@ -47,14 +47,14 @@ class Meter:
         return max(time.monotonic() - self._start, 1e-9)
 
     def update(self, texts: int, tokens: int, size: float) -> None:
-        """So many texts, tokens and bytes of text more are embedded."""
+        """So many more texts, tokens and bytes of text are embedded."""
         self.texts += texts
         self.tokens += tokens
         self._bytes += size
         self.within(0, 0, 0)
 
     def within(self, texts: int, tokens: int, size: float) -> None:
-        """Of what comes next so many are embedded."""
+        """So many of those that `update` will count next are embedded already."""
         texts, tokens, done = self.texts + texts, self.tokens + tokens, self._bytes + size
         left = round(max(self._total - self._before - done, 0) * tokens / max(done, 1))
         if self._bar is not None:

@@ -67,8 +67,8 @@ class Options:
         width: int = model.width if self.projection is None else self.projection.width
         return width
 
-    def rows(self, model: Any) -> tuple[int, int]:
-        """Rows of a block and of a shard, by what they take in memory and on the disk."""
+    def rows_of_block_and_shard(self, model: Any) -> tuple[int, int]:
+        """By what they take in memory and on the disk."""
         number = len(self.layers) * np.dtype(self.dtype).itemsize
         shard_rows = min(SHARD_ROWS, SHARD_BYTES // (number * self.width(model)))
         shard = self.shard_rows or max(shard_rows, 1)
@@ -88,7 +88,7 @@ class Options:
 
 def identity(model: Any, found: Survey, options: Options) -> dict[str, Any]:
     """What is embedded with what: equal for two runs exactly if they write the same bytes."""
-    _, shard_rows = options.rows(model)
+    _, shard_rows = options.rows_of_block_and_shard(model)
     source = str(model.source)
     return {
         "rwkvsts": __version__,

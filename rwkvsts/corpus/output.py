@@ -51,7 +51,7 @@ class Folder:
         self._shard_rows = about["output"]["shard_rows"]
         self._held, self._shard = ExitStack(), ExitStack()
         self._under_way: Shard | None = None
-        self._held.enter_context(_alone(path))
+        self._held.enter_context(_locked(path))
         try:
             self._schema = _schema(about, found, options)
             self.shards = self._begin()
@@ -340,8 +340,8 @@ def _schema(about: dict[str, Any], found: Survey, options: Options) -> Any:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """The folder, made if need be and locked until the block ends, by whatever end."""
+def _locked(path: Path) -> Iterator[None]:
+    """Make the folder if need be, and lock it for this process until the block ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = os.open(path, os.O_RDONLY)

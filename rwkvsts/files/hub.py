@@ -33,7 +33,7 @@ SHARD = re.compile(r"[\w.-]{1,240}\.(safetensors|bin)")
 # What the system answers where the cache cannot be written.
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 UNWRITABLE |= {errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT}
-PASSING = (408, 429)  # come back later, as from 500 on: what is cached serves
+PASSING = (408, 429)  # ask again later: until then, as from 500 on, what is cached serves
 
 
 @dataclass(frozen=True)

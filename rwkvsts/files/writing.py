@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:  # before there is anything, so that Ctrl-C leaves nothing whenever it comes
         while held is None:
             place.mkdir(exist_ok=True)
-            held = _held(place)
+            held = _locked(place)
         part = place / path.name
         yield part
         with open(part, "rb") as file:
@@ -58,17 +58,19 @@ def remove_left(folder: Path, name: str = "") -> None:
         for place in folder.iterdir():
             if place.name.startswith(start) and place.name.endswith(".part") and place.is_dir():
                 with suppress(OSError):
-                    _remove_if_let_go(place)
+                    _remove_unless_locked(place)
 
 
-def _held(place: Path) -> int | None:
-    """A descriptor that says until it is closed: in use. None if another process took the folder
-    for left, and removed it, before it was locked."""
+def _locked(place: Path) -> int | None:
+    """A descriptor whose lock says, until it is closed, that the folder is in use.
+
+    None if another process removed the folder before it was locked: it looked left behind.
+    """
     try:
         held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # a file system without locks: nobody will take it for left
+    with suppress(OSError):  # a file system without locks: nobody will remove it
         fcntl.flock(held, fcntl.LOCK_EX)
     if place.exists():
         return held
@@ -76,7 +78,7 @@ def _held(place: Path) -> int | None:
     return None
 
 
-def _remove_if_let_go(place: Path) -> None:
+def _remove_unless_locked(place: Path) -> None:
     """Remove a hidden folder that no living process holds."""
     held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -22,7 +22,7 @@ Encode = Callable[[list[Any]], Rows]  # texts, or lists of token ids, to [S, C]
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """No more requests may wait."""
 
 
 @dataclass

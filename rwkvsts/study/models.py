@@ -40,7 +40,7 @@ def pinned(source: str) -> tuple[str, str | None]:
 def readings_of(config: StudyConfig, source: str) -> list[Reading]:
     """The readings of one model: those asked for, as far as its kind has them."""
     kind = kind_of(config, source)
-    found = (_as_has(kind, reading) for reading in readings(config))
+    found = (_for_kind(kind, reading) for reading in readings(config))
     listed = list(dict.fromkeys(reading for reading in found if reading is not None))
     if not listed:
         raise DataError(
@@ -50,8 +50,8 @@ def readings_of(config: StudyConfig, source: str) -> list[Reading]:
     return listed
 
 
-def _as_has(kind: Kind, reading: Reading) -> Reading | None:
-    """The reading as a kind of model has it; None where it has not."""
+def _for_kind(kind: Kind, reading: Reading) -> Reading | None:
+    """The reading as far as a kind of model can do it; None where it cannot."""
     if kind == "rwkv":
         return reading
     own = replace(reading, tokenizer=None, lead=False)

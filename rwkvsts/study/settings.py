@@ -171,7 +171,7 @@ def readings(config: StudyConfig) -> list[Reading]:
             for tokenizer, skip, pooling, prompt in listed
         ]
     posts: dict[Reading, tuple[str, ...]] = {}  # two recipes may read alike: one pass serves both
-    for reading in filter(None, map(_meant, asked)):
+    for reading in filter(None, map(_with_meaning, asked)):
         alike = replace(reading, posts=())
         posts[alike] = tuple(dict.fromkeys((*posts.get(alike, ()), *reading.posts)))
     return [replace(reading, posts=listed) for reading, listed in posts.items()]
@@ -197,8 +197,8 @@ def endings(prompt: str | None) -> tuple[str, list[tuple[int, str]]] | None:
     return (template if PLACE in template else template + PLACE), signed
 
 
-def _meant(reading: Reading) -> Reading | None:
-    """The reading without what says nothing in it; None where nothing is left."""
+def _with_meaning(reading: Reading) -> Reading | None:
+    """The reading without options that have no meaning in it; None where it has none itself."""
     branches = endings(reading.prompt) is not None
     if reading.pooling != STATE:
         return replace(reading, pooling="last", skip_first=False) if branches else reading
