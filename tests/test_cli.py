@@ -305,6 +305,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["study", "--layers", "-1"], "expected"),
         (["study", "--tokenizer", "bert"], "invalid choice"),
         (["embed", "file"], "--out"),
+        (["embed", "file", "--out", ""], "--out: the name is empty"),
+        (["embed", "file", "--out", "s3://bucket/x.npy"], "is an address; name a file or a folder"),
+        (["study", "--out", ""], "--out: the name is empty"),
+        (["study", "--out", "https://host/x"], "is an address; name a file or a folder"),
     ],
 )
 def test_wrong_command_lines(
@@ -330,6 +334,7 @@ def test_absent_inputs_and_places(
         (["embed", str(npy), "--out", str(npy)], "is the file of texts"),
         (["embed", str(texts), "--out", str(texts)], "neither a .npy file nor a folder"),
         (["embed", str(texts), "--out", "-"], "neither a .npy file nor a folder"),
+        (["embed", str(texts), "--out", "x.xlsx"], "neither a .npy file nor a folder"),
         (["study", "--task", "mrpc", "--data", nowhere], "--data: no folder"),
         (["study", "--data", str(tmp_path)], "name a task, as --task mrpc"),
         (

@@ -129,3 +129,19 @@ def test_a_folder_in_use_is_refused(
     with folder.held(Path("out")):
         assert cli.main([*argv, "--out", "out"]) == 1
     assert "another study writes into out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["run:1", "a b#c?d%20"])
+def test_a_folder_may_be_called_anything(argv: list[str], out: str) -> None:
+    """pyarrow takes a name with a colon for an address."""
+    assert cli.main([*argv, "--out", out]) == 0
+    assert (Path(out) / "scores.parquet").exists()
+    assert cli.main(["report", out, "--out", "merged"]) == 0
+    assert cli.main([*argv, "--out", out]) == 0
+
+
+def test_the_home_folder(argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in --out=~/results, which a shell leaves as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main([*argv, "--out=~/results"]) == 0
+    assert (tmp_path / "home" / "results" / "scores.parquet").exists() and not Path("~").exists()

@@ -133,3 +133,19 @@ def test_only_a_table_of_parquet_is_read_as_one(tmp_path: Path) -> None:
     table = pyarrow.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1.0, 2.0]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     assert len(list(readers.read_parquet(tmp_path / "x.parquet", ("label",)))) == 2
+
+
+@pytest.mark.parametrize("out", ["run:1", "s3:x"])
+def test_a_folder_of_shards_may_be_called_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """pyarrow takes a name with a colon for an address, an input's too."""
+    monkeypatch.chdir(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "in:1.parquet")
+    argv = ["embed", "in:1.parquet", "--out", out, "--layers", "0", "--device", "cpu"]
+    assert main(argv) == 0
+    assert main(argv) == 0  # it is found whole
+    assert pyarrow.parquet.read_metadata(tmp_path / out / "part-00000.parquet").num_rows == 2
+    table = pyarrow.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1.0, 2.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "mine:1.parquet")
+    assert len(own.load_file("mine:1.parquet")[0].label) == 2

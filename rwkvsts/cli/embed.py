@@ -23,6 +23,7 @@ from .options import (
     check_writable,
     load_model,
     load_projection,
+    output,
 )
 from .spread import spread
 
@@ -30,6 +31,7 @@ from .spread import spread
 FOREIGN = (
     *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".npz"),
     *(".pt", ".pth", ".pkl", ".h5", ".hdf5", ".safetensors", ".gz", ".zst", ".zip"),
+    *(".bin", ".dat", ".html", ".xml", ".xlsx", ".avro", ".orc", ".db", ".sqlite", ".mat"),
 )
 
 
@@ -41,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "started again after a crash, the same command goes on where it was."
     )
     inputs = add_text_options(parser)
-    parser.add_argument("--out", required=True, help="folder, or .npy file, to write")
+    parser.add_argument("--out", required=True, type=output, help="folder, or .npy file, to write")
     add_model_options(parser)
     add_file_options(parser)
     add_reading_options(parser)

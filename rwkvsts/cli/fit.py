@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from .options import (
     add_threads,
     check_writable,
     load_model,
+    output_path,
 )
 
 ROWS = 4096  # read at a time
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "rwkvsts serve --projection apply it, for the same model, layers, pooling and prompt."
     )
     add_text_options(parser)
-    parser.add_argument("--out", required=True, type=Path, help=".npz file to write")
+    parser.add_argument("--out", required=True, type=output_path, help=".npz file to write")
     parser.add_argument("--dim", required=True, type=int, help="numbers of a projected row")
     parser.add_argument(
         "--texts", type=int, default=10_000, help="at most so many, drawn from all by chance"

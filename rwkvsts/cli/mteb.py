@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 from ..errors import DataError
-from .options import add_file_options, add_model_options, add_threads, check_writable, load_model
+from .options import (
+    add_file_options,
+    add_model_options,
+    add_threads,
+    check_writable,
+    load_model,
+    output_path,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--task", action="append", required=True, help="MTEB's name, as STSBenchmark; may repeat"
     )
     parser.add_argument("--max-length", type=int, help="tokens after which a text is cut")
-    parser.add_argument("--out", type=Path, default=Path("mteb-results"), help="results folder")
+    parser.add_argument(
+        "--out", type=output_path, default=Path("mteb-results"), help="results folder"
+    )
     parser.set_defaults(run=run_mteb, layers=None)
 
 

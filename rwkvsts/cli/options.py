@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def layer_list(text: str) -> tuple[Layer, ...]:
                 f"{part!r} in {text!r}: expected layer numbers from 0, or final, as in 1,3,final"
             )
     return tuple(named[part] if part in named else int(part) for part in parts)
+
+
+def output(text: str) -> str:
+    """The type of --out: a name on this disk, ~ being the home folder."""
+    if not text:  # as of a shell variable that is not set
+        raise argparse.ArgumentTypeError("the name is empty; name a file or a folder")
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address; name a file or a folder on this machine, and copy it there"
+        )
+    return os.path.expanduser(text)
+
+
+def output_path(text: str) -> Path:
+    """The type of --out of those commands that write into one kind of place alone."""
+    return Path(output(text))
 
 
 def check_writable(folder: Path) -> None:

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..study import folder, report
 from ..study.settings import BASELINES, POOLINGS, POSTS, PROMPTS, RECIPES, AllLayers
 from ..tokenizer import KINDS
-from .options import add_device_options, add_file_options, check_writable, layer_list
+from .options import add_device_options, add_file_options, check_writable, layer_list, output_path
 
 BOTH = ("gpt2", "world")  # first the one that may fail: the vocabulary comes with the weights
 
@@ -49,7 +49,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder of data sets; default: from the hub")
     add("--glove", type=Path, help="GloVe text file, .gz too; default: bundled")
     add("--baseline", type=_words, default=(), help=f"of word vectors: {', '.join(BASELINES)}")
-    add("--out", type=Path, help="folder for table, scores and plots; a study resumes from it")
+    add(
+        "--out",
+        type=output_path,
+        help="folder for table, scores and plots; a study resumes from it",
+    )
     ladder = parser.add_argument_group("how a text is read; every combination is run")
     add = ladder.add_argument
     add("--recipe", type=_words, help=f"steps that belong together: {', '.join(RECIPES)}")
@@ -76,7 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "One table of several runs that rwkvsts study --out has written."
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, help="folder for the merged table, scores and plots")
+    parser.add_argument(
+        "--out", type=output_path, help="folder for the merged table, scores and plots"
+    )
     parser.set_defaults(run=run_report)
 
 

@@ -112,7 +112,7 @@ class Folder:
             if not path.exists():
                 return
             try:
-                metadata = pyarrow.parquet.read_metadata(path)
+                metadata = pyarrow.parquet.read_metadata(path.absolute())
                 mark = json.loads(metadata.metadata[SHARD])
                 counts = Counts(*mark["counts"])
             except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException):
@@ -179,7 +179,7 @@ class Shard:
         plain = [field.name for field in self._schema if not field.name.startswith("layer_")]
         leaves = [f"{n}.list.element" for n in self._schema.names if n not in plain]
         self._writer = pyarrow.parquet.ParquetWriter(
-            path,
+            path.absolute(),  # pyarrow takes run:1/x for an address, and ~ for the home folder
             self._schema,
             # Embeddings are noise to a compressor and to statistics.
             compression={**dict.fromkeys(plain, "zstd"), **dict.fromkeys(leaves, "none")},

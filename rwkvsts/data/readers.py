@@ -156,11 +156,12 @@ def read_parquet(
             start = file.read(100)
         if not start.startswith(b"PAR1") and (what := foreign_text(start)):
             raise DataError(f"{path} is {what}")
-        found = pyarrow.parquet.read_schema(path).names
+        whole = path.absolute()  # pyarrow takes mine:1.parquet for an address
+        found = pyarrow.parquet.read_schema(whole).names
         need(path, found, columns)
         check_header(path, [name for name in found if name in (*columns, *optional)])
         wanted = [*columns, *(name for name in optional if name in found)]
-        rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
+        rows = pyarrow.parquet.read_table(whole, columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise

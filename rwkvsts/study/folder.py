@@ -103,7 +103,7 @@ def read(folder: str | Path) -> tuple[list[Scored], dict[str, Any]]:
                 _finish(folder)
         record = json.loads((folder / "run.json").read_text("utf-8"))
         scores = pyarrow.parquet.read_table(
-            folder / "scores.parquet", columns=["row", "label", "score"]
+            (folder / "scores.parquet").absolute(), columns=["row", "label", "score"]
         )
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(
@@ -243,7 +243,8 @@ def _write_scores(study: Study, path: Path) -> None:
             "score": joined(lambda s: s.scores),
         }
     )
-    pyarrow.parquet.write_table(table, path, compression="zstd")
+    # Absolute: pyarrow takes run:1/x for an address, and ~ for the home folder.
+    pyarrow.parquet.write_table(table, path.absolute(), compression="zstd")
 
 
 def _scored(folder: Path, record: dict[str, Any], scores: Any) -> list[Scored]:
