@@ -167,6 +167,8 @@ class BaseEmbedder:
         """C, the length of an embedding."""
         raise NotImplementedError
 
+    # A class with one more parameter writes this signature anew: **options would hide it from help,
+    # editors and mypy. What all of them have is checked once, in Request.
     def encode(
         self,
         texts: str | Iterable[str],
@@ -182,9 +184,6 @@ class BaseEmbedder:
         skip_first: bool = False,
     ) -> FloatArray:
         """Embed texts. What a model reads otherwise, or refuses, its class tells.
-
-        A class that has one more parameter writes the signature anew: `**options` would hide it
-        from help, editors and mypy. What all have is checked once, in `Request`.
 
         Parameters
         ----------

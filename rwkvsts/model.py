@@ -139,19 +139,19 @@ class RWKV(Running):
         ('RWKV-6', (2, 192))
         """
         options = Options(
-            source,
-            revision,
-            device,
-            dtype,
-            tokenizer,
-            max_layer,
-            cache_dir,
-            local_files_only,
-            threads,
-            instruction_set,
-            device_memory,
-            file,
-            vocabulary,
+            source=source,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            max_layer=max_layer,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            threads=threads,
+            instruction_set=instruction_set,
+            device_memory=device_memory,
+            file=file,
+            vocabulary=vocabulary,
         )
         model = _open(options, token)
         if not isinstance(model, cls):

@@ -103,7 +103,7 @@ def drop_words(text: str, rng: random.Random, function: float, content: float) -
 def turn_clauses(text: str, rng: random.Random) -> str:
     """`A, b.` as `B, a.` where both parts have three words or more."""
     parts = re.split(r" ?, ", text.rstrip(" ."))
-    cuts = [i for i in range(1, len(parts))]
+    cuts = list(range(1, len(parts)))
     rng.shuffle(cuts)
     for cut in cuts:
         head, tail = ", ".join(parts[:cut]), ", ".join(parts[cut:])

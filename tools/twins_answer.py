@@ -19,13 +19,12 @@ import numpy as np
 import twins_plots
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
+from twins_names import MIXERS, READINGS, SEEDS
 
 from rwkvsts.data import datasets
 from rwkvsts.study.baselines import word_overlap
 from rwkvsts.study.statistics import Difference, Estimate, auc, estimates, holm
 
-MIXERS, SEEDS = ("rwkv", "softmax"), (1, 2, 3)
-READINGS = ("all", "skip_first", "after_zero")
 RESAMPLES = 2000
 # What is reported, and the development pairs that choose its layer and reading.
 TASKS = {

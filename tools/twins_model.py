@@ -13,8 +13,8 @@ import torch
 from rwkv6_torch import RWKV6, Attention, Shape
 from torch import Tensor, nn
 from torch.nn import functional as F
+from twins_names import MIXERS
 
-MIXERS = ("rwkv", "softmax")
 SHAPE = Shape(vocab_size=8192, hidden_size=384, num_hidden_layers=12)
 ROTARY_BASE = 10000.0
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from twins_model import Twin
+from twins_names import READINGS
 
-READINGS = ("all", "skip_first", "after_zero")
 POSITIONS = 16  # tokens of which norms are averaged, over all texts that have so many
 BATCH = 1024  # texts
 

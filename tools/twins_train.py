@@ -27,10 +27,10 @@ from prepare_demo import load_prepared
 from rwkv6_torch import Shape
 from torch import Tensor
 from train_demo import autocast, check_kernel
-from twins_model import MIXERS, SHAPE, Twin, parameters
+from twins_model import SHAPE, Twin, parameters
+from twins_names import MIXERS, SEEDS
 from twins_score import Sentences, score
 
-SEEDS = (1, 2, 3)
 PEAK, LAST = 1e-3, 1e-4  # learning rate
 WARM_UP = 0.05  # share of the steps
 EVALUATIONS = 10  # of a sample of the held-out text, in one training
