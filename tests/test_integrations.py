@@ -86,6 +86,19 @@ class TestSklearn:
         with pytest.raises(NotFittedError):
             Embedder().transform(["a"])
 
+    def test_what_is_no_list_of_texts_is_refused(self, demo: RWKV) -> None:
+        import pandas
+
+        from rwkvsts.integrations.sklearn import Embedder
+
+        table = pandas.DataFrame({"text": ["One.", "Two."]})
+        fitted = Embedder(demo, layer=3).fit(table["text"])
+        assert fitted.transform(table["text"]).shape == (2, 192)
+        with pytest.raises(TypeError, match="X is str: expected a list of texts"):
+            fitted.transform("One.")
+        with pytest.raises(TypeError, match="its column names would be taken; give one column"):
+            fitted.transform(table)
+
     def test_in_a_pipeline_under_cross_validation(self) -> None:
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GridSearchCV, cross_val_score

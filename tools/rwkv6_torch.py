@@ -255,13 +255,6 @@ class RWKV6(nn.Module):
             tensors[prefix + name] = value.detach().to("cpu", torch.bfloat16).contiguous()
         return tensors
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the tensors of `checkpoint`, the head only if it is among them."""
-        named = {name.removeprefix("rwkv."): value for name, value in tensors.items()}
-        missing, unexpected = self.load_state_dict(named, strict=False)
-        if unexpected or set(missing) - {"head.weight"}:
-            raise ValueError(f"not this model: missing {missing}, unexpected {unexpected}")
-
 
 def pooled(stream: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the first `lengths` [B] positions of a stream [B, T, C]; float32 [B, C]."""

@@ -59,10 +59,15 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self
 
     def transform(self, X: Iterable[str]) -> NDArray[np.float32]:
-        """Embed the texts."""
+        """Embed the texts.
+
+        Raises what `encode` raises; TypeError for one text, which would be taken letter by letter.
+        """
         check_is_fitted(self, "model_")
+        if isinstance(X, str):
+            raise TypeError("X is str: expected a list of texts")
         return self.model_.encode(
-            list(X),
+            X,
             layers=self.layer,
             pooling=self.pooling,
             prompt=self.prompt,
