@@ -6,6 +6,7 @@ that the model's own pooling is used, and that what it has not is refused.
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Trained(BaseEmbedder):
     layers, pooling : "final" and "own", the model's own, are all there is
     prompt : put around each text, and read and pooled with it, as these models are trained
     max_length : tokens after which a text is cut, the model's special tokens among them; default
-        and upper limit: the model's own
+        and upper limit: the model's own; refused by a model that cuts no text
     batch_tokens : tokens of a pass, counted as if every text were of the greatest length
     skip_first : refused: these models pool by their own rule
     """
@@ -126,25 +127,32 @@ class Trained(BaseEmbedder):
         limit = int(own) if own is not None and np.isfinite(own) else MOST_ROWS
         check_range("max_length", request.max_length, 1, limit)
         longest = request.max_length or limit
-        cut = self._cut_at(longest) if longest < limit else {}
+        model, how = self._cut_at(longest) if longest < limit else (self._model, {})
         tokens = request.batch_tokens or BATCH * longest
-        found = self._model.encode(
+        found = model.encode(
             [request.prompt.around(text) for text in texts],
             batch_size=max(1, tokens // longest),
             show_progress_bar=bool(request.show_progress),
             convert_to_numpy=True,
-            **cut,
+            **how,
         )
         rows[:] = np.asarray(found, np.float32)[:, None]
         request.finish(rows)
         return result
 
-    def _cut_at(self, max_length: int) -> dict[str, Any]:
-        """How this call cuts texts: the model's own length is its owner's, and of other threads."""
+    def _cut_at(self, max_length: int) -> tuple[Any, dict[str, Any]]:
+        """A model that cuts texts there, and how it is called; the owner's stays as it is."""
         first = self._model[0]
-        if not any(hasattr(part, "processing_kwargs") for part in first.modules()):
+        if any(hasattr(part, "processing_kwargs") for part in first.modules()):
+            how = {"text": {"max_length": max_length, "truncation": True}}
+            return self._model, {"processing_kwargs": how}
+        if "max_seq_length" not in vars(first):
             raise ValueError(
                 f"max_length={max_length}: {type(first).__name__}, which reads the texts of this "
-                "model, is no transformer and cuts by its own rule alone: leave max_length out"
+                "model, cuts none: leave max_length out"
             )
-        return {"processing_kwargs": {"text": {"max_length": max_length, "truncation": True}}}
+        # Word vectors have a length of their own: shallow copies share all weights.
+        model, reads = copy.copy(self._model), copy.copy(first)
+        reads.max_seq_length = max_length
+        model._modules = {**model._modules, next(iter(model._modules)): reads}
+        return model, {}

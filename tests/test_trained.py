@@ -76,7 +76,7 @@ def test_the_owners_model_stays_as_it_is(folder: Path, monkeypatch: pytest.Monke
     np.testing.assert_allclose(m.encode("a b c d"), owned.encode("a b c d"))
 
 
-def test_averages_of_word_vectors_are_not_cut() -> None:
+def test_word_vectors_are_cut_where_they_can_be() -> None:
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -84,8 +84,15 @@ def test_averages_of_word_vectors_are_not_cut() -> None:
     table = modules.StaticEmbedding(words, embedding_weights=np.eye(2, dtype=np.float32))
     m = Trained(library.SentenceTransformer(modules=[table], device="cpu"))
     np.testing.assert_allclose(m.encode("a b b b"), [0.25, 0.75])
-    with pytest.raises(ValueError, match="StaticEmbedding, .* no transformer .* leave max_length"):
+    with pytest.raises(ValueError, match="StaticEmbedding, .* cuts none: leave max_length out"):
         m.encode("a b b b", max_length=2)
+    split = modules.tokenizer.WhitespaceTokenizer(["a", "b"], stop_words=[])
+    vectors = modules.WordEmbeddings(split, np.eye(2, dtype=np.float32), max_seq_length=3)
+    parts = [vectors, modules.Pooling(2, pooling_mode="mean")]
+    m = Trained(library.SentenceTransformer(modules=parts, device="cpu"))
+    np.testing.assert_allclose(m.encode("a b b b", max_length=2), [0.5, 0.5])
+    np.testing.assert_allclose(m.encode("a b b b"), [1 / 3, 2 / 3])
+    assert m._model[0] is vectors and vectors.max_seq_length == 3
 
 
 def test_shapes_and_identity(model: Trained, folder: Path) -> None:
