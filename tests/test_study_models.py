@@ -119,8 +119,8 @@ def test_each_repository_has_its_own_revision(
     assert models.pinned("org/m@v1") == ("org/m@v1", None)  # a file of that name
 
 
-def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:
-    """Small random models of each kind, real loaders: every row scored, named by its model."""
+def write_models(folder: Path) -> tuple[str, ...]:
+    """A small random model of each kind, as its own library writes it."""
     torch = pytest.importorskip("torch", reason="the extra softmax is not installed")
     transformers = pytest.importorskip("transformers", reason="the extra softmax is not installed")
     tokenizers = pytest.importorskip("tokenizers")
@@ -129,16 +129,22 @@ def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:
     alphabet = {chr(i): i for i in range(32, 127)}
     letters = tokenizers.Tokenizer(tokenizers.models.BPE(alphabet, [], unk_token=" "))
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="~")
-    fast.save_pretrained(tmp_path / "llama")
+    fast.save_pretrained(folder / "llama")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 127}
     config = transformers.LlamaConfig(**sizes, **heads)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    inner = library.SentenceTransformer(str(tmp_path / "llama"), device="cpu")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    inner = library.SentenceTransformer(str(folder / "llama"), device="cpu")
     inner.max_seq_length = 128
-    inner.save(str(tmp_path / "trained"))
-    (tmp_path / "rwkv").mkdir()
-    write_safetensors(tmp_path / "rwkv" / "model.safetensors", random_weights(5, L=3, V=256))
+    inner.save(str(folder / "trained"))
+    (folder / "rwkv").mkdir()
+    write_safetensors(folder / "rwkv" / "model.safetensors", random_weights(5, L=3, V=256))
+    return tuple(str(folder / name) for name in ("rwkv", "llama", "trained"))
+
+
+def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:
+    """Small random models of each kind, real loaders: every row scored, named by its model."""
+    models = write_models(tmp_path)
     rng = np.random.default_rng(0)
     rows = ["sentence1\tsentence2\tlabel"]
     for i in range(30):
@@ -147,7 +153,7 @@ def test_all_kinds_stand_in_one_table(tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
     study = experiment.run(
         StudyConfig(
-            models=tuple(str(tmp_path / name) for name in ("rwkv", "llama", "trained")),
+            models=models,
             tasks=(),
             pairs=(tmp_path / "pairs.tsv",),
             tokenizers=("bytes",),
