@@ -77,3 +77,11 @@ def test_an_empty_name_is_no_default() -> None:
     """As from a shell variable that is not set."""
     with pytest.raises(CheckpointError, match=r"expected file=''.* there is model\.safetensors"):
         choose("here", ["model.safetensors"], Wanted(""))
+
+
+def test_the_vocabulary_may_lie_elsewhere() -> None:
+    official = "rwkv_vocab_v20230424.txt"
+    names = ["model.safetensors", f"tokenizer/{official}"]
+    assert choose("here", names, Wanted()).vocabulary == f"tokenizer/{official}"
+    assert choose("here", [*names, f"old/{official}"], Wanted()).vocabulary is None
+    assert choose("here", [*names, official], Wanted()).vocabulary == official

@@ -271,6 +271,7 @@ def test_an_array_may_lie_in_the_folder_of_texts(
     ("error", "told"),
     [
         (MemoryError(), "rwkvsts: out of memory: allow this process more"),
+        (MemoryError("no 9 bytes"), "rwkvsts: out of memory (no 9 bytes): allow this process more"),
         (ValueError("a\x1b[2Jb \u202ec"), r"rwkvsts: a\x1b[2Jb \u202ec"),
     ],
 )

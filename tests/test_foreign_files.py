@@ -149,3 +149,32 @@ def test_a_folder_of_shards_may_be_called_anything(
     table = pyarrow.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1.0, 2.0]})
     pyarrow.parquet.write_table(table, tmp_path / "mine:1.parquet")
     assert len(own.load_file("mine:1.parquet")[0].label) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ('"he said ""yes"" twice"', True),
+        ('"""all of it"""', True),
+        ('"he said', False),  # as MRPC has it
+        ('"a whole sentence"', False),
+        ('""a""', False),
+        ('5"" disk', False),
+    ],
+)
+def test_a_table_of_tabs_that_was_quoted_as_csv(tmp_path: Path, text: str, quoted: bool) -> None:
+    """As pandas writes one; its texts would keep their quotes, doubled, without a word."""
+    (tmp_path / "x.tsv").write_text(f"text\tn\na\t1\n{text}\t2\n")
+    (tmp_path / "y.TSV").write_text(f"sentence1\tsentence2\tlabel\na\tb\t1\nc\t{text}\t2\n")
+
+    def both() -> None:
+        own.load_file(tmp_path / "y.TSV")
+        corpus.survey(corpus.find([str(tmp_path / "x.tsv")]), corpus.Columns(), "error")
+
+    if not quoted:
+        both()
+        return
+    with pytest.raises(DataError, match="line 3, column 'sentence2': it is quoted as in CSV"):
+        own.load_file(tmp_path / "y.TSV")
+    with pytest.raises(DataError, match=r"x.tsv, row 2: it is quoted as in CSV.*save it as \.csv"):
+        corpus.survey(corpus.find([str(tmp_path / "x.tsv")]), corpus.Columns(), "error")

@@ -111,8 +111,9 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or ("standard output" if _stuck(sys.stdout) else None)
         return f"{where}: {error.strerror}" if where else error.strerror
-    if isinstance(error, MemoryError) and not str(error):  # from a library
-        return "out of memory: allow this process more, or give it less at a time"
+    if isinstance(error, MemoryError):  # a library's may tell nothing, or but how much it wanted
+        what = f" ({error})" if str(error) else ""
+        return f"out of memory{what}: allow this process more, or give it less at a time"
     return " ".join(str(error).split()) or type(error).__name__
 
 

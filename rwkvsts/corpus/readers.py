@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.readers import OLD_MAC, check_separator, decode_line
+from ..data.readers import OLD_MAC, QUOTED_AS_CSV, check_separator, decode_line
 from ..errors import DataError
 from .inputs import Source
 
@@ -273,8 +273,24 @@ def _csv(source: Source, stream: Any, columns: Columns) -> Iterator[Table]:
     except pyarrow.ArrowKeyError:
         raise _missing_in_csv(source, columns) from None
     _once(source, columns, _header(source))
+    done = 0
     for batch in reader:
+        if source.format == "tsv":
+            _unquoted(source, columns, batch, done)
+        done += len(batch)
         yield pyarrow.Table.from_batches([batch])
+
+
+def _unquoted(source: Source, columns: Columns, batch: Any, done: int) -> None:
+    """Refuse a text of a TSV file that was quoted as in CSV: it would keep its quotes."""
+    import pyarrow.compute
+
+    quoted = pyarrow.compute.match_substring_regex(  # as quoted_as_csv, by RE2 in linear time
+        batch.column(columns.text), r'^"(?:[^"]|"")*""(?:[^"]|"")*"$'
+    )
+    at = pyarrow.compute.index(quoted, True).as_py()
+    if at >= 0:
+        raise DataError(f"{source.name}, row {done + at + 1}: {QUOTED_AS_CSV}")
 
 
 def check_quotes(source: Source) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from ..errors import DataError
 from .pairs import Columns, Pairs, collect
 from .readers import (
+    QUOTED_AS_CSV,
     Record,
     check_header,
     decode_line,
     foreign_text,
+    quoted_as_csv,
     read_bytes,
     read_jsonl,
     read_parquet,
@@ -59,13 +61,14 @@ def load_file(
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterable[Record]:
-    if path.suffix == ".tsv":
-        return read_tsv(path)
-    if path.suffix == ".csv":
+    ending = path.suffix.lower()
+    if ending == ".tsv":
+        return _read_tsv(path, columns)
+    if ending == ".csv":
         return _read_csv(path)
-    if path.suffix == ".jsonl":
+    if ending == ".jsonl":
         return read_jsonl(path)
-    if path.suffix == ".parquet":
+    if ending == ".parquet":
         return read_parquet(path, columns, optional=("split",))
     raise DataError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}")
 
@@ -78,6 +81,15 @@ def _split(path: Path, line: int, value: object) -> str:
             f"{path}, line {line}, column 'split': expected {', '.join(SPLITS)}, found {value!r}"
         )
     return str(value)
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Rows of a TSV file; a cell that was quoted as in CSV would keep its quotes without a word."""
+    for line, row in read_tsv(path):
+        for name in columns:
+            if quoted_as_csv(row.get(name, "")):
+                raise DataError(f"{path}, line {line}, column {name!r}: {QUOTED_AS_CSV}")
+        yield line, row
 
 
 def _read_csv(path: Path) -> Iterator[Record]:

@@ -42,6 +42,11 @@ OLD_MAC = (
     r"tr '\r' '\n'"
 )
 
+QUOTED_AS_CSV = (
+    "it is quoted as in CSV, but in a file separated by tabs quotation marks belong to the text; "
+    "save it as .csv, or without quoting"
+)
+
 Record = tuple[int, dict[str, Any]]  # line or row number (from 1), cell by column name
 
 
@@ -56,6 +61,17 @@ def foreign_text(start: bytes) -> str | None:
     if re.match(rb"(?:[^\0]\0){3}|(?:\0[^\0]){3}", start):
         return "in UTF-16, without a mark that says so: save it as UTF-8"
     return next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
+
+
+def quoted_as_csv(cell: str) -> bool:
+    """Whether a cell is in quotes and has its own ones doubled.
+
+    >>> quoted_as_csv('"he said ""yes"" twice"'), quoted_as_csv('"a whole sentence"')
+    (True, False)
+    """
+    inner = cell[1:-1]
+    enclosed = len(cell) > 3 and cell[0] == cell[-1] == '"'
+    return enclosed and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def open_plain_or_gzip(path: Path) -> BinaryIO:

@@ -186,14 +186,15 @@ def is_weights(name: str) -> bool:
 
 
 def _vocabularies(names: Collection[str], folder: str) -> list[str]:
-    """What may be the vocabulary: beside the weights, else at the top."""
+    """What may be the vocabulary: beside the weights, else at the top, else the one by its name."""
     for place in dict.fromkeys((folder, "")):
         inside = [name for name in names if posixpath.dirname(name) == place]
         if (exact := posixpath.join(place, VOCABULARY)) in inside:
             return [exact]
         if like := sorted(n for n in inside if VOCABULARY_LIKE.fullmatch(posixpath.basename(n))):
             return like
-    return []
+    elsewhere = [name for name in names if posixpath.basename(name) == VOCABULARY]
+    return elsewhere if len(elsewhere) == 1 else []
 
 
 def _depth(folder: str) -> tuple[int, str]:
