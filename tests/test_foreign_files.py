@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,53 @@ def test_only_a_table_of_parquet_is_read_as_one(tmp_path: Path) -> None:
     table = pyarrow.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1.0, 2.0]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     assert len(list(readers.read_parquet(tmp_path / "x.parquet", ("label",)))) == 2
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its texts would be missing without a word. Root may read all: the system is played."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "closed" / "b.txt").write_text("b\n")
+    assert len(corpus.find([str(tmp_path)])) == 2
+    scan = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"closed cannot be read \(Permission denied\); ask its"):
+        corpus.find([str(tmp_path)])
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in (folder / "a.txt", folder / "more" / "b.txt", tmp_path / "elsewhere" / "c.txt"):
+        path.write_text("a\n")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder)  # which would never end
+    found = [Path(source.name).name for source in corpus.find([str(folder)])]
+    assert found == ["a.txt", "c.txt", "b.txt"]
+    (folder / "lost.txt").symlink_to("nowhere.txt")
+    with pytest.raises(DataError, match="lost.txt cannot be read .No such file"):
+        corpus.find([str(folder)])
+
+
+def test_a_file_that_may_not_be_written_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text("a\n")
+    (tmp_path / "x.npy").write_text("dear")
+    (tmp_path / "x.npy").chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).stat().st_mode & 0o222 != 0)
+    assert main(["embed", str(tmp_path / "t.txt"), "--out", str(tmp_path / "x.npy")]) == 1
+    assert "x.npy may not be written; give another name" in capsys.readouterr().err
+    assert (tmp_path / "x.npy").read_text() == "dear"
 
 
 @pytest.mark.parametrize("out", ["run:1", "s3:x"])

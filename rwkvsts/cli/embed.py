@@ -146,6 +146,8 @@ def _is_file(args: argparse.Namespace) -> bool:
     if name.exists() and not name.is_file():  # it would be replaced, even a device
         what = "a folder" if name.is_dir() else "no plain file"
         raise DataError(f"--out: {name} is {what}; give the name of a .npy file")
+    if name.exists() and not os.access(name, os.W_OK):
+        raise DataError(f"--out: {name} may not be written; give another name")
     for option, given in (
         ("--id-column", args.id_column),
         ("--keep", args.keep),

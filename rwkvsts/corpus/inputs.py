@@ -36,6 +36,7 @@ ENDINGS = {
 PACKED = (".gz", ".zst")
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # told by content: names may lie
 PIECE = 1 << 20
+MAY_NOT = "ask its owner to let you read it, or leave it out"
 
 
 class Stamp(NamedTuple):
@@ -165,7 +166,7 @@ def _expand(name: str) -> list[str]:
     if name == "-":
         return [name]
     if os.path.isdir(name):
-        below = sorted(str(path) for path in Path(name).rglob("*") if _belongs(path, Path(name)))
+        below = sorted(_below(Path(name)))
         if not below:
             known = ", ".join(ENDINGS)
             raise DataError(f"{name}: no file in it ends in {known}, or one of them with .gz, .zst")
@@ -179,10 +180,29 @@ def _expand(name: str) -> list[str]:
     return [name]
 
 
-def _belongs(path: Path, folder: Path) -> bool:
-    """Whether a folder stands for this file; names with . and _ are other programs' notes."""
-    hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-    return not hidden and path.is_file() and format_of(path.name) is not None
+def _below(folder: Path) -> Iterator[str]:
+    """The files that a folder stands for; names with . and _ are other programs' notes.
+
+    Links are followed, each folder is looked into once; one that may not be is an error, since its
+    texts would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); {MAY_NOT}")
+
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        found = os.stat(place)
+        new = (found.st_dev, found.st_ino) not in seen
+        seen.add((found.st_dev, found.st_ino))
+        folders[:] = sorted(f for f in folders if new and not f.startswith((".", "_")))
+        for file in files if new else ():
+            path = Path(place, file)
+            known = not file.startswith((".", "_")) and format_of(file) is not None
+            if known and (
+                path.is_file() or not path.exists()
+            ):  # a link to nothing: told when opened
+                yield str(path)
 
 
 def _source(name: str, form: str | None) -> Source:
@@ -212,4 +232,5 @@ def _open(name: str) -> BinaryIO:
     try:
         return open(name, "rb")
     except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}); check the name") from None
+        remedy = MAY_NOT if isinstance(error, PermissionError) else "check the name"
+        raise DataError(f"{name} cannot be read ({error.strerror}); {remedy}") from None
