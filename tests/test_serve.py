@@ -22,6 +22,7 @@ import pytest
 
 import rwkvsts
 from rwkvsts import RWKV
+from rwkvsts.integrations import batching
 from rwkvsts.integrations.batching import Batcher, Busy
 
 TEXTS = [f"Sentence number {i} is {'long ' * (i % 5)}here." for i in range(23)]
@@ -66,6 +67,52 @@ class TestBatcher:
         assert futures[2].result(10).tolist() == [[6]]
         with pytest.raises(ZeroDivisionError):
             futures[1].result(10)
+        batcher.close()
+
+    def test_clients_that_come_back_share_a_pass(self) -> None:
+        """They do not fall into two groups, of which one waits while the other's pass runs."""
+
+        def encode(items: list[Any]) -> np.ndarray:
+            time.sleep(0.2)
+            return np.array(items, np.float32)[:, None]
+
+        batcher = Batcher({"texts": encode})
+
+        def client(number: int) -> None:
+            for _ in range(8):
+                assert batcher.submit("texts", [number], 1).result(10).tolist() == [[number]]
+
+        clients = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+        for one in clients:
+            one.start()
+            time.sleep(0.01)  # the first has a pass of its own
+        for one in clients:
+            one.join()
+        assert batcher.passes <= 12  # 9; were none waited for, 1 and 3 would take turns: 16
+        batcher.close()
+
+    def test_what_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where much waits already, or after a part of a pass's time, or to close."""
+        monkeypatch.setattr(batching, "MUCH", 5)
+        monkeypatch.setattr(batching, "PART", 1e6)
+        batcher, go, passes = self.held()
+        futures = self.submit(batcher, *[("texts", [i], 1) for i in range(2)])
+        time.sleep(0.01)
+        go.set()
+        futures[0].result(10)
+        time.sleep(0.1)
+        assert not futures[1].done()  # two are waited for, for hours
+        assert batcher.submit("texts", [3], 1).result(10).tolist() == [[6]]
+        assert batcher.submit("texts", [4], 5).result(10).tolist() == [[8]]
+        last = batcher.submit("texts", [5], 1)
+        batcher.close()
+        assert last.result(0).tolist() == [[10]] and passes == [[0], [1, 3], [4], [5]]
+        monkeypatch.setattr(batching, "PART", 0.5)
+        batcher, go, passes = self.held()
+        futures = self.submit(batcher, *[("texts", [i], 1) for i in range(2)])
+        go.set()
+        futures[1].result(10)
+        assert passes == [[0], [1]]
         batcher.close()
 
     def test_a_full_queue_and_the_drain(self) -> None:

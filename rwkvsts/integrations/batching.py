@@ -1,13 +1,18 @@
 """Requests that arrive together share a pass.
 
 While one pass runs, what arrives waits; all that waits, up to a number of tokens, makes the next.
-No request waits for others to come, and what it shares a pass with changes no bit of its answer:
-that a text's embedding depends on that text alone is the model's promise.
+Clients that send their next request when they have an answer come back soon after a pass. Were the
+next begun without them, they would fall into two groups that take turns by passes of half the size,
+and a small pass costs nearly as much as one of twice its texts. So the next pass waits for as many
+requests as were just answered, though no longer than a part of the time that the pass before took,
+and not where what waits is much already. What a request shares a pass with changes no bit of its
+answer: that a text's embedding depends on that text alone is the model's promise.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -19,6 +24,9 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
 Encode = Callable[[list[Any]], Rows]  # texts, or lists of token ids, to [S, C]
+
+PART = 0.25  # of a pass's time that the next one waits for those who were just answered, at most
+MUCH = 384  # tokens that wait: a pass that had more of them would hardly cost less a token
 
 
 class Busy(Exception):
@@ -49,6 +57,8 @@ class Batcher:
         self._encode, self._most_tokens, self._most_waiting = encode, most_tokens, most_waiting
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
+        self._much = min(MUCH, most_tokens)
+        self._expected, self._tokens = 1, 0  # requests that begin a pass; tokens that wait
         self._closing = False
         self.passes = 0
         self._thread = threading.Thread(target=self._work, name="rwkvsts passes", daemon=True)
@@ -71,7 +81,9 @@ class Batcher:
             if self._closing or len(self._jobs) >= self._most_waiting:
                 raise Busy
             self._jobs.append(job)
-            self._changed.notify()
+            self._tokens += tokens
+            if self._enough():
+                self._changed.notify()
         return job.rows
 
     def close(self) -> None:
@@ -81,21 +93,36 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    def _enough(self) -> bool:
+        """Whether a pass may begin."""
+        return self._closing or len(self._jobs) >= self._expected or self._tokens >= self._much
+
     def _work(self) -> None:
-        while jobs := self._next():
+        answered, took = 0, 0.0
+        while jobs := self._next(answered, took):
+            start = time.monotonic()
             for kind in self._encode:
                 self._run([job for job in jobs if job.kind == kind])
+            answered, took = len(jobs), time.monotonic() - start
 
-    def _next(self) -> list[_Job]:
-        """The requests of the next pass; none when the batcher is closed and empty."""
+    def _next(self, answered: int, took: float) -> list[_Job]:
+        """The requests of the next pass; none when the batcher is closed and empty.
+
+        Parameters
+        ----------
+        answered, took : how many requests the pass before had, and its seconds
+        """
         with self._changed:
-            while not self._jobs and not self._closing:
-                self._changed.wait()
+            self._expected = max(min(answered + len(self._jobs), self._most_waiting), 1)
+            self._changed.wait_for(self._enough, PART * took)
+            self._expected = 1
+            self._changed.wait_for(self._enough)
             taken: list[_Job] = []
             tokens = 0
             while self._jobs and (not taken or tokens + self._jobs[0].tokens <= self._most_tokens):
                 taken.append(self._jobs.popleft())
                 tokens += taken[-1].tokens
+            self._tokens -= tokens
             return taken
 
     def _run(self, jobs: list[_Job]) -> None:
