@@ -133,8 +133,9 @@ def main() -> None:
             print(
                 f"{count:4} clients: {rate:7.0f} texts/s by {shared:.1f} a pass, "
                 f"{100 * rate / alone:.0f} % of encode's {alone:.0f}; p50 "
-                f"{np.percentile(times, 50):.1f} ms, p99 {np.percentile(times, 99):.1f} ms; "
-                f"CPU {cost[0]:.2f} ms, clients {cost[1]:.2f} ms; {'the bits of encode' if same else 'OTHER BITS'}"
+                f"{np.percentile(times, 50):.1f} ms, p99 {np.percentile(times, 99):.1f} ms; CPU "
+                f"{cost[0]:.2f} ms, clients {cost[1]:.2f} ms; "
+                f"{'the bits of encode' if same else 'OTHER BITS'}"
             )
 
 
