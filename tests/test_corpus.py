@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +111,15 @@ class TestInputs:
             survey("empty")
 
     def test_standard_input_and_pipes_are_read_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        packed = gzip.compress("".join(text + "\n" for text in TEXTS).encode())
-        ours, theirs = os.pipe()
-        os.write(theirs, packed)
-        os.close(theirs)
-        with os.fdopen(ours, "rb") as stdin:
+        texts = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(5000)]  # longer than any buffer
+        packed = gzip.compress("".join(text + "\n" for text in texts).encode())
+        os.mkfifo("pipe")
+        with ThreadPoolExecutor(1) as writer:
+            writer.submit(Path("pipe").write_bytes, packed)
+            stdin = open("pipe", "rb")  # noqa: SIM115  # find closes it
             monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stdin))
             found = survey("-")
-        assert found.rows == [40] and texts_of(found) == TEXTS
+        assert found.rows == [5000] and texts_of(found) == texts
 
     def test_what_is_no_input(self, tmp_path: Path) -> None:
         Path("a.txt").write_text("a\n")

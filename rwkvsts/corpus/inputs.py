@@ -88,22 +88,32 @@ class Source:
         """
         import pyarrow
 
+        try:
+            packing = self._packing()
+            with self.open() as file:
+                yield pyarrow.input_stream(file, compression=packing) if packing else file
+        except Exception:
+            self.check()
+            raise
+        self.check()
+
+    def _packing(self) -> str | None:
+        """How the content is compressed; DataError if it is of another kind than the name says.
+
+        Opens and closes the source for itself: two that read a spool at a time move one place.
+        """
+        import pyarrow
+
         with self.open() as file:
             start = file.read(100)
-            file.seek(0)
             packing = next((MAGIC[m] for m in MAGIC if start.startswith(m)), None)
             if packing and self.format == "parquet":
                 raise DataError(f"{self.name}: Parquet is compressed inside; decompress the file")
-            try:
-                if packing:
-                    with self.open() as again:
-                        start = pyarrow.input_stream(again, compression=packing).read(100)
-                _check_kind(self, start)
-                yield pyarrow.input_stream(file, compression=packing) if packing else file
-            except Exception:
-                self.check()
-                raise
-            self.check()
+            if packing:
+                file.seek(0)
+                start = pyarrow.input_stream(file, compression=packing).read(100)
+        _check_kind(self, start)
+        return packing
 
     def check(self) -> None:
         """Raise DataError if the file is no longer what it was when it was found."""
