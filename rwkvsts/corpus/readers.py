@@ -380,19 +380,20 @@ def _lines(source: Source, stream: Any) -> Iterator[tuple[int, bytes]]:
 
     Only a line feed ends a line: texts may hold what `splitlines` would cut at.
     """
-    first, held = 1, b""
+    first = 1
+    held: list[bytes] = []  # of the line under way, joined once: it may come in hundreds of pieces
     while piece := stream.read(LINES):
         end = piece.rfind(b"\n") + 1
         if not end:
-            held += piece
-            if len(held) > LONGEST:
+            held.append(piece)
+            if sum(map(len, held)) > LONGEST:
                 raise DataError(
                     f"{source.name}, line {first}: longer than {LONGEST >> 20} MiB; give one text "
                     "a line"
                 )
             continue
-        block, held = held + piece[:end], piece[end:]
+        block, held = b"".join((*held, piece[:end])), [piece[end:]]
         yield first, block
         first += block.count(b"\n")
-    if held:
-        yield first, held
+    if any(held):
+        yield first, b"".join(held)
