@@ -29,6 +29,10 @@ FOUND = {
         + ["rwkv.safetensors.index.json"],
         "rwkv.safetensors.index.json",
     ),
+    "the only shard, which needs no index": (
+        ["model-00001-of-00001.safetensors"],
+        "model-00001-of-00001.safetensors",
+    ),
     "an adapter alone": (
         ["adapter_config.json", "adapter_model.safetensors"],
         "adapter_model.safetensors",  # which is refused by its tensors, as what it is

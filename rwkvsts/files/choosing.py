@@ -112,7 +112,8 @@ def _in_folder(where: str, inside: Mapping[str, str]) -> str | None:
     candidates = sorted(base for base in inside if is_weights(base) and not ADAPTER.fullmatch(base))
     candidates = [base for base in candidates if base.endswith(USUAL_SUFFIXES)] or candidates
     found = next((name for name in STANDARD_NAMES if name in inside), None)
-    if found is None and candidates and (shard := SHARD.fullmatch(candidates[0])):
+    shard = SHARD.fullmatch(candidates[0]) if candidates else None
+    if found is None and shard is not None and int(shard[2]) > 1:
         found = f"{shard[1]}{shard[3]}{INDEX_SUFFIX}"
         if found not in inside:
             raise refusal(
