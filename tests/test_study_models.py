@@ -119,6 +119,20 @@ def test_each_repository_has_its_own_revision(
     assert models.pinned("org/m@v1") == ("org/m@v1", None)  # a file of that name
 
 
+def test_a_model_may_be_given_as_a_path(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "tiny.safetensors", random_weights(L=1, V=256))
+    config = StudyConfig(
+        models=(tmp_path / "tiny.safetensors",),
+        tokenizers=("bytes",),
+        layers=(0,),
+        device="cpu",
+        resamples=2,
+        timed_pairs=0,
+    )
+    found = experiment.run(config)
+    assert [row.method for row in found.rows if row.pooling] == ["tiny.safetensors mean, bytes"]
+
+
 def write_models(folder: Path) -> tuple[str, ...]:
     """A small random model of each kind, as its own library writes it."""
     torch = pytest.importorskip("torch", reason="the extra softmax is not installed")

@@ -143,7 +143,7 @@ def _announce(config: study.StudyConfig, bundled: bool) -> None:
         )
     else:
         names = [*config.tasks, *(Path(path).name for path in config.pairs)]
-        print(f"{', '.join(config.models)} on {', '.join(names)}", flush=True)
+        print(f"{', '.join(map(str, config.models))} on {', '.join(names)}", flush=True)
 
 
 def run_report(args: argparse.Namespace) -> None:

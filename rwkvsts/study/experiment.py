@@ -103,7 +103,8 @@ def run(config: StudyConfig, keep: str | Path | None = None) -> Study:
     kept = Keep(None if keep is None else Path(keep))
     of_models: list[Scored] = []
     norms: list[dict[str, Any]] = []
-    for source, name in zip(config.models, model_names(config.models), strict=True):
+    sources = tuple(map(str, config.models))
+    for source, name in zip(sources, model_names(sources), strict=True):
         for group in _by_tokenizer(models.readings_of(config, source)):
             model = models.open_model(config, source, group)
             for reading in group:

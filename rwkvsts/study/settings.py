@@ -105,7 +105,7 @@ class StudyConfig:
     Raises `DataError` for what is named twice, is not known, or has no meaning together.
     """
 
-    models: tuple[str, ...] = ("demo",)
+    models: tuple[str | Path, ...] = ("demo",)
     tasks: tuple[str, ...] = ("demo",)
     pairs: tuple[str | Path, ...] = ()
     columns: tuple[str, str, str] = ("sentence1", "sentence2", "label")
