@@ -340,6 +340,8 @@ class RWKV(Running):
         )
         listed, axes = as_list(texts)
         prepare, request = self._reading(replace(request, state=state))
+        if isinstance(suffixes, str):  # its letters would be taken
+            raise TypeError("suffixes is str: expected a list of str, as [' In one word:']")
         endings = listed_items("suffixes", suffixes)
         if not endings:
             raise ValueError("suffixes is empty: name at least one")

@@ -13,7 +13,7 @@ from makecheckpoint import write_torch
 from tinymodel import load, random_ids, random_weights
 
 import rwkvsts
-from rwkvsts import RWKV, CheckpointError
+from rwkvsts import RWKV, CheckpointError, corpus
 from rwkvsts.cli import main
 
 
@@ -248,3 +248,34 @@ def test_large_numbers_are_finite() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rwkvsts.batch.warn_of_rows(rows, 0, [0])
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"layers": 3}, TypeError, "layers=3: expected layers in a tuple"),
+        ({"layers": "final"}, TypeError, "layers='final': expected layers in a tuple"),
+        ({"dtype": "float64"}, ValueError, "dtype='float64': expected one of float32, float16"),
+        ({"format": "csv"}, ValueError, "format='csv': expected one of parquet, npy"),
+        ({"on_empty": "drop"}, ValueError, "on_empty='drop': expected one of error, skip, null"),
+        ({"normalize": "no"}, TypeError, "normalize='no': expected True or False"),
+    ],
+)
+def test_options_of_a_corpus_job(options: dict[str, Any], kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        corpus.Options(**{"layers": (0,), **options})
+
+
+def test_one_name_in_place_of_a_list(tiny: RWKV, tmp_path: Path) -> None:
+    """Its letters would be taken one by one."""
+    with pytest.raises(TypeError, match="names is str: expected a list of names"):
+        corpus.find("t.txt")
+    with pytest.raises(TypeError, match="keep='id': expected names of columns in a tuple"):
+        corpus.Columns(keep="id")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="suffixes is str: expected a list of str"):
+        tiny.branch(["a"], " In one word:", layers=0)
+    (tmp_path / "t.txt").write_text("a text\n")
+    found = corpus.survey(corpus.find([tmp_path / "t.txt"]), corpus.Columns(), "error")
+    for out, write in (("x.npy", corpus.to_npy), ("folder", corpus.to_folder)):
+        write(tiny, found, str(tmp_path / out), corpus.Options(layers=(0,)))
+    assert np.load(tmp_path / "x.npy").shape == (1, 64)

@@ -386,3 +386,18 @@ def test_an_unknown_kind_is_named() -> None:
     assert load(None, None, 5, no_fetch) is None
     with pytest.raises(ValueError, match="tokenizer='bert'"):
         load("bert", None, 5, no_fetch)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html>\n<html></html>\n", "is a web page, not a text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
+        ("1 'a' 1\n".encode("utf-16"), "expected UTF-8 text, found UTF-16. Save"),
+        (b"\x1f\x8b\x08\0\0", "compressed by gzip: unpack it"),
+    ],
+)
+def test_a_vocabulary_of_another_kind_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "v.txt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"v.txt.*{words}"):
+        read_vocabulary(tmp_path / "v.txt")

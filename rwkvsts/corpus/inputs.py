@@ -142,7 +142,7 @@ def _check_kind(source: Source, start: bytes) -> None:
         raise DataError(f"{source.name} is {what}")
 
 
-def find(names: Sequence[str], form: str | None = None) -> list[Source]:
+def find(names: Sequence[str | os.PathLike[str]], form: str | None = None) -> list[Source]:
     """The sources that the names stand for, in the order given; a folder's and a glob's by name.
 
     form : one of FORMATS for all of them; default: by the ending of each name, text for others
@@ -150,11 +150,14 @@ def find(names: Sequence[str], form: str | None = None) -> list[Source]:
     Raises
     ------
     DataError : nothing is found, or a file is named twice
+    TypeError : one name in place of a list
     """
+    if isinstance(names, str | os.PathLike):  # its letters would be taken
+        raise TypeError(f"names is {type(names).__name__}: expected a list of names")
     sources: list[Source] = []
     seen: dict[tuple[int, int], str] = {}
     for name in names:
-        for path in _expand(name):
+        for path in _expand(os.fspath(name)):
             source = _source(path, form)
             place = source.stamp.device, source.stamp.inode
             if place in seen:

@@ -7,6 +7,7 @@ block or a pass is cut decides nothing about a text's bits, which depend on that
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ WRITING = 2  # blocks computed and not yet written
 def to_folder(
     model: Any,
     found: Survey,
-    out: Path,
+    out: str | os.PathLike[str],
     options: Options,
     batch_tokens: int | None = None,
 ) -> Counts:
@@ -53,7 +54,7 @@ def to_folder(
     about = identity(model, found, options)
     block_rows, shard_rows = options.rows_of_block_and_shard(model)
     reader = reader_of(model, options, batch_tokens)
-    with Folder(out, about, found, options) as folder:
+    with Folder(Path(out), about, found, options) as folder:
         start = folder.counts.rows
         done_bytes = round(found.text_bytes * start / sum(found.rows))
         with (
@@ -68,7 +69,7 @@ def to_folder(
 def to_npy(
     model: Any,
     found: Survey,
-    out: Path,
+    out: str | os.PathLike[str],
     options: Options,
     batch_tokens: int | None = None,
 ) -> Counts:
@@ -79,11 +80,12 @@ def to_npy(
     check(model, options)
     width = len(options.layers), options.width(model)
     written = sum(found.rows) - (found.empty if options.on_empty == "skip" else 0)
-    room_for(out, written * width[0] * width[1] * np.dtype(options.dtype).itemsize)
+    place = Path(out)
+    room_for(place, written * width[0] * width[1] * np.dtype(options.dtype).itemsize)
     block_rows, _ = options.rows_of_block_and_shard(model)
     reader, counts = reader_of(model, options, batch_tokens), Counts()
     with (
-        npy_file(out, width, options.dtype, len(options.layers) == 1) as npy,
+        npy_file(place, width, options.dtype, len(options.layers) == 1) as npy,
         closing(_blocks(reader, found, options, 0, block_rows, sum(found.rows))) as blocks,
         Meter(found.text_bytes, 0) as meter,
     ):

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import __version__
-from ..embedder import Layer, check_range
-from .blocks import OnEmpty, Survey
+from ..embedder import Layer, check_flag, check_range
+from .blocks import ON_EMPTY, OnEmpty, Survey
 
 if TYPE_CHECKING:
     from .projection import Projection
@@ -57,6 +58,16 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what would end a job when its folder is begun, or write nothing at all."""
+        if isinstance(self.layers, str) or not isinstance(self.layers, Sequence):
+            raise TypeError(f"layers={reprlib.repr(self.layers)}: expected layers in a tuple")
+        for name, value, known in (
+            ("dtype", self.dtype, ("float32", "float16")),
+            ("on_empty", self.on_empty, ON_EMPTY),
+            ("format", self.format, ("parquet", "npy")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+        check_flag("normalize", self.normalize)
         check_range("max_length", self.max_length, 1, sys.maxsize)
         check_range("shard_rows", self.shard_rows, 1, sys.maxsize)
         if twice := [x for at, x in enumerate(self.layers) if x in self.layers[:at]]:

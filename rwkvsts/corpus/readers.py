@@ -46,6 +46,10 @@ class Columns:
     id: str | None = None
     keep: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):  # its letters would be taken
+            raise TypeError(f"keep={self.keep!r}: expected names of columns in a tuple")
+
     @property
     def carried(self) -> list[str]:
         """The input's columns that the output has too."""

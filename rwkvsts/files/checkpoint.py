@@ -31,6 +31,7 @@ from .layout import (
     read_exactly,
     read_tensor,
     refusal,
+    refuse_strangers,
     shown,
     size_of,
 )
@@ -38,19 +39,7 @@ from .names import Naming, Part, prefixes, unwrapped
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-# First bytes of files that are often taken for weights, and what to do about them.
-STRANGERS = {
-    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
-    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": "torch's format from before version 1.6: load and "
-    "save it again with a newer torch",
-    b"GGUF": "a GGUF file: give the .pth or the Hugging Face weights",
-    b"fmgg": "a rwkv.cpp file: give the .pth or the Hugging Face weights",
-    b"\x1f\x8b": "compressed by gzip: unpack it and give the file inside",
-    b"7z\xbc\xaf": "a 7z archive: unpack it and give the weights inside",
-    b"\x89HDF\r\n": "an HDF5 file: give the .pth or the Hugging Face weights",
-}
-# What a server sent in place of the file: a page, or a line of JSON or plain text.
-PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml|error)", re.IGNORECASE)
+# What a server sent in place of the file: a line of JSON or plain text.
 TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{8,}")
 # What quantising leaves in place of a weight: bitsandbytes, GPTQ and AWQ, compressed-tensors, FP8,
 # the rwkv package's int8.
@@ -279,12 +268,7 @@ def _read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     read_exactly(file, path, 0, memoryview(start))
     if start.startswith(b"PK"):
         return torchfile.read_index(file, path)
-    for magic, what in STRANGERS.items():
-        if start.startswith(magic):
-            raise CheckpointError(f"{path} is {what}.")
-    if PAGE.match(start):
-        what = "a web page, not weights: its address leads to a page about the file, or to an error"
-        raise CheckpointError(f"{path} is {what}. Download the file itself.")
+    refuse_strangers(path, start, "weights")
     if TEXT.fullmatch(start):
         shown_text = shown(start.decode())
         raise CheckpointError(f"{path} is a text, not weights: {shown_text}. Download it again.")

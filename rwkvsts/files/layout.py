@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,20 @@ MAX_DESCRIPTION_BYTES = 4 * 2**20
 
 QUANTISED = "These are no plain numbers: take the checkpoint that is not quantised."
 DAMAGED = "The file is damaged or incomplete: download or copy it again."
+
+# First bytes of files that are often taken for weights or what lies beside them, and what to do.
+STRANGERS = {
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": "torch's format from before version 1.6: load and "
+    "save it again with a newer torch",
+    b"GGUF": "a GGUF file: give the .pth or the Hugging Face weights",
+    b"fmgg": "a rwkv.cpp file: give the .pth or the Hugging Face weights",
+    b"\x1f\x8b": "compressed by gzip: unpack it and give the file inside",
+    b"7z\xbc\xaf": "a 7z archive: unpack it and give the weights inside",
+    b"\x89HDF\r\n": "an HDF5 file: give the .pth or the Hugging Face weights",
+}
+# A page that a server sent in place of the file.
+PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml|error)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,18 @@ def count(shape: tuple[int, ...], where: str) -> int:
     return total
 
 
+def refuse_strangers(path: Path, start: bytes | bytearray, wanted: str) -> None:
+    """Refuse a file of another kind than is wanted, which its first bytes tell, by what it is."""
+    for magic, what in STRANGERS.items():
+        if start.startswith(magic):
+            raise CheckpointError(f"{path} is {what}.")
+    if PAGE.match(start):
+        raise CheckpointError(
+            f"{path} is a web page, not {wanted}: its address leads to a page about the file, or "
+            "to an error. Download the file itself."
+        )
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read without a buffer.
 
@@ -129,6 +156,9 @@ def read_text(path: Path, most: int) -> str:
             raise refusal(str(path), f"at most {most} bytes", f"{size}")
         raw = bytearray(size)
         read_exactly(file, path, 0, memoryview(raw))
+    refuse_strangers(path, raw[:200], "a text of data")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise refusal(str(path), "UTF-8 text", "UTF-16", "Save it as UTF-8.")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
