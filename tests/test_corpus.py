@@ -111,8 +111,8 @@ class TestInputs:
             survey("empty")
 
     def test_standard_input_and_pipes_are_read_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        texts = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(5000)]  # longer than any buffer
-        packed = gzip.compress("".join(text + "\n" for text in texts).encode())
+        texts = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(5000)]
+        packed = gzip.compress("".join(text + "\n" for text in texts).encode())  # beyond a buffer
         os.mkfifo("pipe")
         with ThreadPoolExecutor(1) as writer:
             writer.submit(Path("pipe").write_bytes, packed)
