@@ -157,7 +157,7 @@ def read_text(path: Path, most: int) -> str:
         raw = bytearray(size)
         read_exactly(file, path, 0, memoryview(raw))
     refuse_strangers(path, raw[:200], "a text of data")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if bytes(raw[:2]) in (b"\xff\xfe", b"\xfe\xff"):
         raise refusal(str(path), "UTF-8 text", "UTF-16", "Save it as UTF-8.")
     try:
         return raw.decode("utf-8-sig")
