@@ -145,3 +145,21 @@ def test_the_home_folder(argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cli.main([*argv, "--out=~/results"]) == 0
     assert (tmp_path / "home" / "results" / "scores.parquet").exists() and not Path("~").exists()
+
+
+def test_a_slip_in_the_name_of_a_prompt(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be put before every text, as a prompt is that holds no place."""
+    assert cli.main([*argv, "--prompt", "metaeoll"]) == 1
+    error = capsys.readouterr().err
+    assert "no prompt 'metaeoll'; choose of none, " in error and "holds {text}" in error
+    assert cli.main([*argv, "--prompt", "query: "]) == 0
+
+
+def test_one_column_for_both_sentences(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--columns", "a,a,score"])
+    assert "'a,a,score': expected three columns, each named once" in capsys.readouterr().err

@@ -201,6 +201,8 @@ def _columns(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected three names with commas, as sentence1,sentence2,label"
         )
+    if len(set(names)) < 3:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected three columns, each named once")
     return names
 
 
@@ -209,4 +211,11 @@ def _layers(text: str) -> tuple[Layer, ...] | AllLayers:
 
 
 def _prompt(text: str) -> str | None:
-    return PROMPTS.get(text, text)
+    if text in PROMPTS:
+        return PROMPTS[text]
+    if text.isidentifier():  # a slip in a name, which would be put before every text
+        raise DataError(
+            f"--prompt: no prompt {text!r}; choose of {', '.join(PROMPTS)}, or give a text that "
+            "holds {text}"
+        )
+    return text
