@@ -201,7 +201,7 @@ def test_the_commands(
         ([*job, "--pooling", "last", "--out", "o"], "embeddings of pooling 'mean', these are of"),
         (["embed", "a.txt", "--projection", "q.npz", "--out", "o"], "q.npz: there is no such file"),
         (["fit", "a.txt", *how, "--dim", "90", "--out", "q.npz"], "--dim 90: 90 texts were found"),
-        (["fit", "a.txt", *how, "--dim", "70", "--out", "q.npz"], "expected 1 .. "),
+        (["fit", "a.txt", *how, "--dim", "70", "--out", "q.npz"], "--dim 70: expected 1 .. 64"),
         (["fit", "a.txt", *how, "--dim", "8", "--out", "q.bin"], "expected the name of a .npz"),
     ]:
         assert cli.main(wrong) == 1

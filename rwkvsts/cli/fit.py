@@ -60,6 +60,8 @@ def run_fit(args: argparse.Namespace) -> None:
     if len(texts) <= args.dim:
         raise DataError(f"--dim {args.dim}: {len(texts)} texts were found; it takes more of them")
     model = load_model(args)
+    if args.dim > model.width:
+        raise DataError(f"--dim {args.dim}: expected 1 .. {model.width}, which this model gives")
     try:
         fitted = corpus.fit(
             model, texts, args.dim, args.layers, args.pooling, args.prompt, args.max_length
