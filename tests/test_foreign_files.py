@@ -110,14 +110,22 @@ def test_a_table_in_another_encoding(tmp_path: Path) -> None:
         corpus.survey(corpus.find([str(tmp_path / "a.csv")]), corpus.Columns(), "error")
 
 
-def test_an_unclosed_quotation_mark_ends_a_job_on_ray_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('id,text\n1,"a\n2,b\n', "line 2: a quotation mark opens a cell"),
+        ("id;text\n1;a\n", "columns are separated by ';'"),
+        ("id,body\n1,a\n", "no column 'text'; found 'id', 'body'"),
+    ],
+)
+def test_a_job_on_ray_is_refused_alike(
+    tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before Ray is asked for, which need not be installed."""
-    (tmp_path / "a.csv").write_text('id,text\n1,"a\n2,b\n')
+    """Before Ray is asked for, which need not be installed, and would tell it by traces."""
+    (tmp_path / "a.csv").write_text(content)
     options: list[Any] = ["--ray", "--layers", "0", "--id-column", "id", "--out", tmp_path / "out"]
     assert main(["embed", str(tmp_path / "a.csv"), *map(str, options)]) == 1
-    assert "line 2: a quotation mark opens a cell" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_word_vectors_that_are_damaged(tmp_path: Path) -> None:

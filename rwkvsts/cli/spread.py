@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from .. import corpus
-from ..corpus.readers import check_quotes
+from ..corpus.readers import check_quotes, read
 from ..errors import DataError
 
 READ = ("jsonl", "csv", "parquet")
@@ -24,7 +24,7 @@ def spread(
     projection: corpus.Projection | None,
 ) -> None:
     """Embed the sources into the folder args.out."""
-    form = _check(args, sources)
+    form = _check(args, sources, columns)
     try:
         import ray
 
@@ -62,8 +62,8 @@ def spread(
     )
 
 
-def _check(args: argparse.Namespace, sources: list[corpus.Source]) -> str:
-    """The one format of the inputs; refuses what Ray has no part for."""
+def _check(args: argparse.Namespace, sources: list[corpus.Source], columns: corpus.Columns) -> str:
+    """The one format of the inputs; refuses what Ray has no part for or would tell by traces."""
     for option, given in (
         ("--format npy", args.format != "parquet"),
         ("--shard-rows", args.shard_rows),
@@ -82,8 +82,10 @@ def _check(args: argparse.Namespace, sources: list[corpus.Source]) -> str:
         raise DataError(
             f"--ray: inputs of {', '.join(forms)}; expected files of one of {', '.join(READ)}"
         )
-    for source in sources if forms[0] == "csv" else ():
-        check_quotes(source)  # Ray would take all that follows for one cell
+    for source in sources:
+        next(read(source, columns), None)  # its columns and their types
+        if source.format == "csv":
+            check_quotes(source)  # Ray would take all that follows for one cell
     return forms[0]
 
 
