@@ -122,6 +122,8 @@ def to_folder(
     dataset : read by Ray; columns.id must name a column whose values are unique
     actors : at most; default: as many as the cluster has room for beside reading and writing
     gpus, threads : of an actor
+    batch_rows : texts that an actor embeds at a time; more fill a GPU's passes better, fewer are
+        spread over more actors and need less memory
     load : options of `rwkvsts.load`
     """
     if columns.id is None:
