@@ -52,8 +52,7 @@ def opened(path: Path) -> Checkpoint:
 def assert_holds(checkpoint: Checkpoint, arrays: dict[str, np.ndarray]) -> None:
     assert set(checkpoint.tensors) == set(arrays)
     for name, array in arrays.items():
-        info = TensorInfo(DTYPES[array.dtype.name], array.shape)
-        assert checkpoint.tensors[name] == info
+        assert checkpoint.tensors[name] == TensorInfo(DTYPES[array.dtype.name], array.shape)
         read = checkpoint.read(name)
         assert read.dtype == array.dtype
         assert read.flags.c_contiguous
