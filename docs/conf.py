@@ -7,12 +7,12 @@ sphinx-build -b linkcheck docs build/links
 from __future__ import annotations
 
 import re
-from importlib import metadata
 from typing import Any
+
+from rwkvsts import __version__ as release
 
 project = "rwkvsts"
 author = "The rwkvsts maintainers"
-release = metadata.version("rwkvsts")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_parser"]
 html_theme = "furo"
