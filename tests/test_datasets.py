@@ -306,3 +306,12 @@ def test_real_data_is_complete(shared: Path, name: str, split: str, count: int) 
 def test_real_mrpc_share_of_paraphrases(shared: Path) -> None:
     shares = [datasets.load("mrpc", s, shared).label.mean() for s in ("train", "validation")]
     assert shares == pytest.approx([2474 / 3668, 279 / 408])
+
+
+def test_older_scripts_find_data_sets_and_baselines_where_they_were() -> None:
+    import rwkvsts.baselines
+    import rwkvsts.datasets
+    from rwkvsts.study import baselines
+
+    assert rwkvsts.datasets.load is datasets.load
+    assert rwkvsts.baselines.load_vectors is baselines.load_vectors
