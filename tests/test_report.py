@@ -249,6 +249,17 @@ def test_many_layers_are_named_in_steps_and_the_last_one_always() -> None:
     ]
 
 
+def test_joined_layers_stand_two_a_line_below_the_axis() -> None:
+    """In one line they ran into the neighbours' names."""
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    plots._layer_axis(panel, ["11", "1+3+5+7+9+11", "+".join(map(str, range(24)))])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == [
+        *("11", "1+3\n+5+7\n+9+11", "0+1\n+2+3\n+...+23"),
+    ]
+
+
 def test_a_method_has_one_colour_everywhere(study: Study) -> None:
     drawn = figures(study)
     for method, style in plots._styles(study).items():

@@ -265,8 +265,22 @@ def _layer_axis(panel: Axes, names: list[str]) -> None:
     if "final" in names:
         last = names.index("final")
         ticks = [i for i in ticks if last - i >= step] + [last]
-    panel.set_xticks(ticks, [names[i] for i in ticks])
+    panel.set_xticks(ticks, [_tick(names[i]) for i in ticks])
     panel.set_xlabel("layer (after block)")
+
+
+def _tick(name: str) -> str:
+    """A layer's name, no wider than beside its neighbours: layers joined stand two a line.
+
+    >>> print(_tick("1+3+5+7"))
+    1+3
+    +5+7
+    """
+    parts = name.split("+")
+    if len(parts) > 6:
+        parts = [*parts[:4], "...", parts[-1]]
+    pairs = ("+".join(parts[i : i + 2]) for i in range(0, len(parts), 2))
+    return "\n+".join(pairs)
 
 
 def _drawn(rows: list[Row]) -> list[Row]:
