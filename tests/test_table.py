@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rwkvsts.study import statistics, table
+from rwkvsts.study import notes, statistics, table
 from rwkvsts.study.methods import Method, PairSet, Scored
 from rwkvsts.study.settings import PROMPTS
 
@@ -36,12 +36,15 @@ def test_a_setting_is_chosen_on_the_earlier_split_and_reported_on_the_later() ->
     # On validation layer 3 is best; on test layer 5 would be.
     validation = scored("validation", {table.OVERLAP: 0.2, layer(3): 1.0, layer(5): 0.4})
     test = scored("test", {table.OVERLAP: 0.2, layer(3): 0.5, layer(5): 1.2})
-    rows = by_method(table.build([*validation, *test], resamples=200), "test")
+    built = table.build([*validation, *test], resamples=200)
+    (note,) = (n for n in notes.of(built, [], 200, 0) if n.startswith("stsb test:"))
+    assert "'*' marks the row of each reading that scored best on validation" in note
+    rows = by_method(built, "test")
     chosen, better = rows["one mean, world", 3], rows["one mean, world", 5]
     assert better.spearman > chosen.spearman
     assert (chosen.best, chosen.chosen_on, better.best) == ("system", "validation", "")
     assert better.behind > 0 and better.p_behind < 0.05
-    earlier = by_method(table.build([*validation, *test], resamples=200), "validation")
+    earlier = by_method(built, "validation")
     assert earlier["one mean, world", 3].chosen_on == ""
     # Without the earlier split these pairs choose, and say so.
     alone = by_method(table.build(test, resamples=200), "test")

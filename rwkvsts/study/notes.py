@@ -51,8 +51,8 @@ def _statistics(rows: list[Row], resamples: int, seed: int) -> list[str]:
 def _choices(rows: list[Row]) -> list[str]:
     chosen = {(r.task, r.split, r.chosen_on) for r in rows if r.chosen_on}
     notes = [
-        f"{task} {split}: the best row of a model is the one that scored best on {source}; the "
-        "pairs above had no say in it."
+        f"{task} {split}: '*' marks the row of each reading that scored best on {source}, and the "
+        "best row of a model did so of all its rows; the pairs above had no say in it."
         for task, split, source in sorted(chosen)
     ]
     free = sorted(
