@@ -481,6 +481,7 @@ def test_models_go_by_what_tells_them_apart() -> None:
     assert names(("org/m@v1", "other/n")) == ["m", "n"]
     assert names(("org/m@v1", "org/m@refs/pr/1", "org/m")) == ["m@v1", "m@refs/pr/1", "m"]
     assert names(("a/m@v1", "b/m@v1")) == ["a/m", "b/m"]
+    assert names((".",)) == [Path.cwd().name]
 
 
 def test_graded_labels_have_no_auc(

@@ -218,7 +218,8 @@ def model_names(sources: tuple[str, ...]) -> list[str]:
     (['org/model', 'other/model'], ['model@v1', 'model@v2'])
     """
     found = [models.pinned(source) for source in sources]
-    parts = [Path(source).parts for source, _ in found]
+    paths = [Path(source) for source, _ in found]
+    parts = [path.parts or path.absolute().parts for path in paths]  # . has none
     marks = [f"@{revision}" if revision else "" for _, revision in found]
     names = list(sources)
     for count in range(max(map(len, parts)), 0, -1):
