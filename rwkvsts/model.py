@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import length_hint
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -295,6 +296,8 @@ class RWKV(Running):
         """The state after a prefix, text or token ids, from which `encode` can start every text."""
         if isinstance(prefix, str):
             prefix = self._need_tokenizer().encode(prefix)
+        if not length_hint(prefix, 1):
+            raise ValueError("prefix is empty, and leaves no state: encode without state= instead")
         return self._after(prefix, state)
 
     def branch(

@@ -165,6 +165,13 @@ def test_braces_that_are_no_place_stand_as_they_are(tiny: RWKV) -> None:
     assert given.tobytes() == tiny.encode(["b {x y}"], layers=0, state=state).tobytes()
 
 
+def test_an_empty_prefix_is_named(tiny: RWKV) -> None:
+    """And is no text, which might be left out."""
+    for prefix in ("", [], np.empty(0, np.int64)):
+        with pytest.raises(ValueError, match="prefix is empty, and leaves no state"):
+            tiny.state(prefix)
+
+
 def test_an_empty_text_is_empty_whatever_follows_it(tiny: RWKV) -> None:
     for prompt in (None, "before ", "{text} after"):
         with pytest.raises(ValueError, match=r"texts\[1\] is empty"):
