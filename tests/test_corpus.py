@@ -111,15 +111,17 @@ class TestInputs:
             survey("empty")
 
     def test_standard_input_and_pipes_are_read_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        texts = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(5000)]
-        packed = gzip.compress("".join(text + "\n" for text in texts).encode())  # beyond a buffer
+        monkeypatch.setattr(readers, "PIECE", 1 << 12)
+        texts = [hashlib.sha512(b"%d" % i).hexdigest() for i in range(5000)]  # beyond all buffers
+        lines = "".join(text + "\n" for text in texts).encode()
         os.mkfifo("pipe")
-        with ThreadPoolExecutor(1) as writer:
-            writer.submit(Path("pipe").write_bytes, packed)
-            stdin = open("pipe", "rb")  # noqa: SIM115  # find closes it
-            monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stdin))
-            found = survey("-")
-        assert found.rows == [5000] and texts_of(found) == texts
+        for form, content in (("text", gzip.compress(lines)), ("csv", b"text\n" + lines)):
+            with ThreadPoolExecutor(1) as writer:
+                writer.submit(Path("pipe").write_bytes, content)
+                stdin = open("pipe", "rb")  # noqa: SIM115  # find closes it
+                monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stdin))
+                found = survey("-", form=form)
+            assert found.rows == [5000] and texts_of(found) == texts
 
     def test_what_is_no_input(self, tmp_path: Path) -> None:
         Path("a.txt").write_text("a\n")

@@ -75,9 +75,8 @@ class Source:
         """The bytes as they lie on the disk, from the first; the caller closes it."""
         if self.spool is None:
             return _open(self.name)
-        file = os.fdopen(os.dup(self.spool.fileno()), "rb")
-        file.seek(0)
-        return file
+        # A duplicate of the descriptor would move with every other reader.
+        return open(f"/proc/self/fd/{self.spool.fileno()}", "rb")
 
     @contextmanager
     def unpacked(self) -> Iterator[Any]:
@@ -98,10 +97,7 @@ class Source:
         self.check()
 
     def _packing(self) -> str | None:
-        """How the content is compressed; DataError if it is of another kind than the name says.
-
-        Opens and closes the source for itself: two that read a spool at a time move one place.
-        """
+        """How the content is compressed; DataError if it is of another kind than the name says."""
         import pyarrow
 
         with self.open() as file:
