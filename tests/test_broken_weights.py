@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makecheckpoint import Stored, bf16, hf_names, torch_pickle, torch_zip, write_safetensors
+from makecheckpoint import (
+    Stored,
+    bf16,
+    hf_names,
+    safetensors_bytes,
+    torch_pickle,
+    torch_zip,
+    write_safetensors,
+)
 from tinymodel import load, random_ids, random_weights
 
 from rwkvsts import RWKV6, CheckpointError
@@ -159,3 +167,11 @@ def test_what_stands_beside_a_weight_is_named(tmp_path: Path, leaf: str, words: 
 def test_a_quantised_head_is_not_needed(tmp_path: Path) -> None:
     beside = {**random_weights(L=1), "head.weight.absmax": np.ones((2, 4), np.float32)}
     load(tmp_path, beside).encode_ids([[1]], layers=0)
+
+
+def test_a_header_of_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    tensor = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes({f"t{i}": tensor for i in range(100_001)}, b""))
+    with pytest.raises(CheckpointError, match="at most 100000 tensors, found 100001"):
+        open_checkpoint(resolve(path))

@@ -191,13 +191,14 @@ def test_a_file_that_may_not_be_written_is_left_alone(
     assert (tmp_path / "x.npy").read_text() == "dear"
 
 
-@pytest.mark.parametrize("out", ["run:1", "s3:x"])
+@pytest.mark.parametrize("out", ["run:1", "s3:x", "x.bin"])
 def test_a_folder_of_shards_may_be_called_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     """pyarrow takes a name with a colon for an address, an input's too."""
     monkeypatch.chdir(tmp_path)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "in:1.parquet")
+    Path(out).mkdir()  # without it x.bin would promise another format
     argv = ["embed", "in:1.parquet", "--out", out, "--layers", "0", "--device", "cpu"]
     assert main(argv) == 0
     assert main(argv) == 0  # it is found whole

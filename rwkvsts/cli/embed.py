@@ -134,7 +134,8 @@ def run_embed(args: argparse.Namespace) -> None:
 def _is_file(args: argparse.Namespace) -> bool:
     """Whether --out names one .npy file; a folder otherwise. Refuses what is neither."""
     name = Path(args.out)
-    if args.out == "-" or name.suffix.lower() in FOREIGN:
+    # A folder that is there already promises nothing: an earlier job may have been begun in it.
+    if args.out == "-" or (name.suffix.lower() in FOREIGN and not name.is_dir()):
         raise DataError(
             f"--out: {args.out!r} is neither a .npy file nor a folder, which alone are written; "
             "name one of them"

@@ -30,6 +30,7 @@ from .layout import (
 
 # The format's own bound. A training's notes in it may take megabytes.
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 100_000  # a model has some thousands; each of a hostile header's would cost time
 DTYPE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,19}")
 
 
@@ -52,6 +53,8 @@ def read_index(file: BinaryIO, path: Path) -> dict[str, Extent]:
     text = bytearray(header_bytes)
     read_exactly(file, path, 8, memoryview(text))
     header = _parse_header(bytes(text), f"{path}: header")
+    if len(header) > MAX_TENSORS:
+        raise refusal(f"{path}: header", f"at most {MAX_TENSORS} tensors", f"{len(header)}")
     data_start = 8 + header_bytes
     index = {
         name: _stored(entry, f"{path}: tensor {shown(name)}", data_start)
