@@ -6,8 +6,7 @@
 Measures with bench/cpu.py and, where a CUDA device can be used, bench/cuda.py; arguments behind
 `--` go to the first, but --peers to both. Each leaves a file of results in bench/results, named
 after the machine, so that the folder gathers machines. README holds what is printed, to the letter;
-a test compares. Figures older than the files were copied into one from docs/SPEED_LOG.md, which
-their "note" says.
+a test compares.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def lines(results: list[dict[str, Any]]) -> Iterator[str]:
         facts = result["facts"]
         name = result["rows"][0]["device"] if not result["rows"][0]["threads"] else facts["cpu"]
         name = name.replace("(R)", "").replace("(TM)", "")
-        made = facts.get("note") or (
+        made = (
             f"rwkvsts {facts['rwkvsts'] or 'of a checkout'}, Python {facts['python']}, "
             f"NumPy {facts['numpy']}, {facts['os']}"
         )

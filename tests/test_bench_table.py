@@ -38,9 +38,9 @@ def test_a_line_for_each_result_and_what_made_it(tmp_path: Path) -> None:
     peer = result(program="llama.cpp F32", device="cpu", threads=1, **{"tokens/s": [40.0]})
     gpu = result(threads=None, device="A card", **{"tokens/s": [4e5], "pair ms": [1.084]})
     tight = result(threads=None, device="A card", **{"tokens/s": [3e5], "pair ms": []})
-    old = {"date": "2026-11-24", "cpu": None, "note": "from a log"}
+    other = {**facts, "date": "2026-11-24T10:00:00+00:00", "rwkvsts": None}
     (tmp_path / "a.json").write_text(json.dumps({"facts": facts, "rows": [result(), peer]}))
-    (tmp_path / "b.json").write_text(json.dumps({"facts": old, "rows": [gpu, tight]}))
+    (tmp_path / "b.json").write_text(json.dumps({"facts": other, "rows": [gpu, tight]}))
     found = show("--folder", str(tmp_path)).stdout.splitlines()
     pair = "60.2 / 62.5 ms"
     assert (
@@ -51,7 +51,7 @@ def test_a_line_for_each_result_and_what_made_it(tmp_path: Path) -> None:
     assert "| A card | rwkvsts | float32, 12 | 400,000 | 1.08 ms | 1.50 GB |" in found
     assert "| A card | rwkvsts | float32, 12 | 300,000 |  | 1.50 GB |" in found
     assert "- CPU, 2026-11-29: rwkvsts 1.0, Python 3, NumPy 2, Linux." in found
-    assert "- A card, 2026-11-24: from a log." in found
+    assert "- A card, 2026-11-24: rwkvsts of a checkout, Python 3, NumPy 2, Linux." in found
 
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
