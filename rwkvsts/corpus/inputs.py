@@ -208,9 +208,8 @@ def _below(folder: Path) -> Iterator[str]:
         for file in files if new else ():
             path = Path(place, file)
             known = not file.startswith((".", "_")) and format_of(file) is not None
-            if known and (
-                path.is_file() or not path.exists()
-            ):  # a link to nothing: told when opened
+            # A link to nothing is no file, but is told when it is opened, not passed over.
+            if known and (path.is_file() or not path.exists()):
                 yield str(path)
 
 
